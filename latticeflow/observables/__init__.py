@@ -1,0 +1,46 @@
+"""Observables: functions of configurations, `(batch, ...) -> (batch,)`, and which of them belong to a theory."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from latticeflow.actions import Action, HolonomyMarginal, SchwingerAction
+from latticeflow.observables import fermion, gauge, scalar
+
+Observable = Callable[[Tensor], Tensor]
+CHUNK = 256
+
+
+def observables(action: Action) -> dict[str, Observable]:
+    """Return the observables of the action's theory by name."""
+    if isinstance(action, HolonomyMarginal):
+        return observables(action.action)
+    if action.field_name == "phi":
+        return {
+            "magnetisation": scalar.magnetisation,
+            "abs_magnetisation": scalar.abs_magnetisation,
+            "magnetisation_squared": scalar.magnetisation_squared,
+            "phi_squared": scalar.phi_squared,
+            "phi_fourth": scalar.phi_fourth,
+            "phi_neighbour": scalar.phi_neighbour,
+        }
+    found: dict[str, Observable] = {
+        "plaquette": gauge.plaquette,
+        "topological_charge": gauge.charge,
+        "topological_charge2": gauge.charge_squared,
+        "topological_susceptibility": gauge.susceptibility,
+    }
+    if isinstance(action, SchwingerAction):
+        found["condensate"] = lambda links: fermion.condensate(links, action.kappa)
+        found["log_det"] = lambda links: fermion.log_det(links, action.kappa)
+    return found
+
+
+def measure(field: Tensor, wanted: dict[str, Observable]) -> dict[str, Tensor]:
+    """Evaluate observables on `(n, ...)` configurations in chunks, so that memory stays bounded."""
+    chunks = field.split(CHUNK)
+    return {name: torch.cat([observable(chunk) for chunk in chunks]) for name, observable in wanted.items()}
+
+
+__all__ = ["Observable", "measure", "observables"]

@@ -1,0 +1,56 @@
+"""What every action is: `S(field) -> (batch,)`, with its force."""
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Generator, Tensor
+
+
+class Action(ABC):
+    """A lattice action: `exp(-S)` is the unnormalised density of the field.
+
+    `theory` names it in files, `field_name` names its field; `field_shape` gives one configuration's shape on a lattice.
+
+    An action may be a marginal over the orbits of a finite group, `exp(-S_bar(x)) = mean_g exp(-S(g x))`; a chain then
+    accepts and rejects with `S_bar` and draws g afterwards. `orbit`, `marginal` and `draw` say how; here the group
+    has one element and they do nothing.
+    """
+
+    theory: str
+    field_name: str
+
+    @abstractmethod
+    def __call__(self, field: Tensor) -> Tensor:
+        """Return S of each configuration, `(batch, ...) -> (batch,)`."""
+
+    @abstractmethod
+    def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the shape of one configuration on a lattice of this shape."""
+
+    def orbit(self, field: Tensor) -> Tensor:
+        """Return `S(g x)` for every g, `(batch, *group)`; the first element is the field itself."""
+        return self(field)[:, None]
+
+    def marginal(self, orbit: Tensor) -> Tensor:
+        """Return the action that is accepted and rejected with, from the orbit, `(batch,)`."""
+        return orbit.flatten(1)[:, 0]
+
+    def draw(self, field: Tensor, orbit: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw g with probability proportional to `exp(-S(g x))`; return `g x` and its orbit."""
+        return field, orbit
+
+    def force(self, field: Tensor) -> Tensor:
+        """Return `-dS/dfield`, the field's shape."""
+        with torch.enable_grad():
+            leaf = field.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(self(leaf).sum(), leaf)
+        return -gradient
+
+
+def check_coupling(name: str, value: float, *, low: float = -math.inf, below: float = math.inf) -> float:
+    """Return `value` as a float; raise ValueError unless it is finite with `low <= value < below`."""
+    number = float(value)
+    if not math.isfinite(number) or not low <= number < below:
+        raise ValueError(f"{name} must be a finite number in [{low:g}, {below:g}), got {value!r}")
+    return number

@@ -1,0 +1,79 @@
+"""Which links a gauge coupling updates, and the mask cells its conditioner works on.
+
+A layer updates the links of direction `mu` at the sites with `x_nu = offset + 2 x_mu (mod 4)`, `nu` the other
+direction: a pattern periodic under (1 along mu, 2 along nu) and (0, 4), with a quarter of the links of one direction
+(arXiv:2202.11712, section III). Each such link bounds two plaquettes, `P(x)` (active: transformed) and `P(x - nu)`
+(passive: moves along). The other two of the four in a row are frozen, and so is the sum of active and passive, the
+2x1 loop around both.
+
+Counted as cells of four sites in a row, site `(r, c)` being the cell `c` of row `r` that starts at
+`x_nu = offset + 2 r + 4 c`, the pattern is an ordinary periodic lattice of `V/4` cells.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latticeflow.lattice import Shape, check_shape, site_index
+
+CYCLE = 8
+"""Layers after which every link has been updated once: 2 directions x 4 offsets."""
+
+
+@dataclass(frozen=True)
+class StripeMask:
+    """The stripe pattern of one layer on a lattice whose two extents are multiples of 4.
+
+    Raises ValueError, naming the extents, on a lattice that the pattern cannot tile.
+    """
+
+    shape: Shape
+    mu: int
+    offset: int
+
+    def __post_init__(self) -> None:
+        check_tiles(self.shape)
+
+    @property
+    def cells(self) -> Shape:
+        """Return the extents of the lattice of cells, along mu and along nu."""
+        return self.shape[self.mu], self.shape[1 - self.mu] // 4
+
+    def sites(self, column: int) -> Tensor:
+        """Return the row-major numbers of the sites `column` steps along nu from each cell's active one, `(V/4,)`."""
+        rows, columns = self.cells
+        r, c = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
+        along_nu = (self.offset + column + 2 * r + 4 * c) % self.shape[1 - self.mu]
+        along_mu = r.expand(rows, columns)
+        x = (along_mu, along_nu) if self.mu == 0 else (along_nu, along_mu)
+        return site_index(self.shape)[x].flatten()
+
+    def active_links(self) -> Tensor:
+        """Return the updated links' positions in the flattened `(2, L0, L1)` array, `(V/4,)`."""
+        return self.mu * self.shape[0] * self.shape[1] + self.sites(0)
+
+    def neighbours(self, kernel: int, dilation: int = 1) -> Tensor:
+        """Return the cells under a `kernel x kernel` window around each cell, `(V/4, kernel^2)`, periodic.
+
+        Going once around mu moves the cells by half that extent, since each row starts two sites further.
+        """
+        rows, columns = self.cells
+        reach = dilation * (torch.arange(kernel) - (kernel - 1) // 2)
+        r = torch.arange(rows)[:, None, None, None] + reach[None, None, :, None]
+        c = torch.arange(columns)[None, :, None, None] + reach[None, None, None, :]
+        turns = torch.div(r, rows, rounding_mode="floor")
+        c = (c + turns * (rows // 2)) % columns
+        return ((r % rows) * columns + c).reshape(rows * columns, kernel**2)
+
+
+def check_tiles(shape: Shape) -> None:
+    """Raise ValueError, naming the extents, unless the stripe masks tile the lattice."""
+    bad = [extent for extent in check_shape(shape, dimensions=2) if extent % 4]
+    if bad:
+        raise ValueError(f"stripe masks need extents that are multiples of 4; lattice {list(shape)} has {bad}")
+
+
+def stripe_cycle(shape: Shape, layers: int) -> list[StripeMask]:
+    """Return the masks of `layers` couplings, directions in turn and offsets in the order 0, 2, 1, 3."""
+    return [StripeMask(shape, mu=layer % 2, offset=(0, 2, 1, 3)[layer // 2 % 4]) for layer in range(layers)]

@@ -1,0 +1,144 @@
+"""Base distributions: independent normals, Haar-uniform links, and the exact quenched U(1) sampler.
+
+Each has `sample(n, generator=None)` in float64 and `log_prob(x) -> (n,)`; link densities are with respect to Haar measure.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Generator, Tensor
+
+from latticeflow.exact import u1_charge_log_z, u1_log_z
+from latticeflow.lattice import Shape, check_shape, volume
+from latticeflow.u1 import plaquette, random_gauge_transform, topological_charge, wrap
+
+
+class Prior(ABC):
+    """A distribution of fields that can be drawn exactly."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Return n independent fields, float64, on the generator's device."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return the log density of each field, `(n, ...) -> (n,)`."""
+
+
+class Normal(Prior):
+    """Independent normals of mean 0 and width `scale` at every site; density with respect to Lebesgue measure.
+
+    Raises ValueError unless scale is positive and finite.
+    """
+
+    def __init__(self, shape: Sequence[int], *, scale: float = 1.0) -> None:
+        if not 0 < scale < math.inf:
+            raise ValueError(f"scale must be positive and finite, got {scale!r}")
+        self.shape = check_shape(shape)
+        self.scale = scale
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        return self.scale * torch.randn(n, *self.shape, **_draw(generator))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        constant = volume(self.shape) * (0.5 * math.log(2 * math.pi) + math.log(self.scale))
+        return -0.5 * ((x / self.scale) ** 2).flatten(1).sum(1) - constant
+
+
+class HaarUniform(Prior):
+    """Independent uniform links `(n, 2, L0, L1)`: `log_prob = 0` with respect to Haar measure."""
+
+    def __init__(self, shape: Sequence[int]) -> None:
+        self.shape = check_shape(shape, dimensions=2)
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        return math.pi * (2 * torch.rand(n, 2, *self.shape, **_draw(generator)) - 1)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return x.new_zeros(len(x))
+
+
+class QuenchedU1(Prior):
+    r"""Independent draws of pure U(1) gauge theory, exactly: `q = exp(beta sum_x cos P(x) - c Q^2) / Z_c`.
+
+    `V - 1` plaquettes are drawn from the von Mises law and the last is minus their sum; that is accepted with
+    probability `exp(beta (cos P_last - 1) - c Q^2)`. Two uniform holonomies and a uniform gauge transformation make
+    links of it. `Z_c = Z sum_Q P(Q) exp(-c Q^2)` is the exact torus sum, `c` being `sector`.
+    Links are `(n, 2, L0, L1)`, densities with respect to Haar measure. Raises ValueError for negative or non-finite
+    `beta` or `sector`.
+    """
+
+    def __init__(self, beta: float, shape: Sequence[int], *, sector: float = 0.0) -> None:
+        for name, value in (("beta", beta), ("sector", sector)):
+            if not 0 <= value < math.inf:
+                raise ValueError(f"{name} must be finite and not negative, got {value!r}")
+        self.beta, self.sector = float(beta), float(sector)
+        self.shape = check_shape(shape, dimensions=2)
+        self.log_normalisation = u1_log_z(beta, self.shape) + u1_charge_log_z(beta, self.shape, sector)
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        plaquettes = self._plaquettes(n, generator)
+        holonomies = 2 * math.pi * torch.rand(n, 2, **_draw(generator))
+        return wrap(random_gauge_transform(links_from_plaquettes(plaquettes, holonomies), generator))
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        cosines = torch.cos(plaquette(x)).flatten(1).sum(1)
+        suppression = self.sector * topological_charge(x) ** 2 if self.sector else 0.0
+        return self.beta * cosines - suppression - self.log_normalisation
+
+    def _plaquettes(self, n: int, generator: Generator | None) -> Tensor:
+        """Return plaquette angles `(n, L0, L1)` whose sum is a multiple of 2 pi."""
+        size = volume(self.shape)
+        accepted: list[Tensor] = []
+        missing = n
+        while missing > 0:
+            drawn = von_mises(self.beta, (2 * missing + 16, size - 1), generator)
+            last = wrap(-drawn.sum(1))
+            charge = torch.round((drawn.sum(1) + last) / (2 * math.pi))
+            log_accept = self.beta * (torch.cos(last) - 1) - self.sector * charge**2
+            keep = torch.rand(len(drawn), **_draw(generator)).log() < log_accept
+            accepted.append(torch.cat([drawn, last[:, None]], dim=1)[keep])
+            missing -= int(keep.sum())
+        return torch.cat(accepted)[:n].reshape(n, *self.shape)
+
+
+def links_from_plaquettes(plaquettes: Tensor, holonomies: Tensor) -> Tensor:
+    """Return links in a maximal-tree gauge with these plaquettes and Polyakov loops.
+
+    `plaquettes (n, L0, L1)` must sum to a multiple of 2 pi; `holonomies (n, 2)` are the angles of the loops through the
+    origin in the two directions. Result `(n, 2, L0, L1)`, on any branch.
+    """
+    columns = plaquettes.sum(1)
+    time = torch.zeros_like(plaquettes)
+    time[:, -1] = holonomies[:, :1] + columns - torch.cumsum(columns, dim=1)
+    space = torch.cumsum(plaquettes, dim=1) - plaquettes
+    space[:, :, -1] += holonomies[:, 1:]
+    return torch.stack([time, space], dim=1)
+
+
+def von_mises(concentration: float, size: Sequence[int], generator: Generator | None = None) -> Tensor:
+    """Return angles with density `exp(kappa cos x) / (2 pi I_0(kappa))`, by rejection from a wrapped Cauchy law.
+
+    Source: Best and Fisher, Applied Statistics 28 (1979) 152. Float64, any shape, concentration >= 0.
+    """
+    total = math.prod(size)
+    tau = 1 + math.sqrt(1 + 4 * concentration**2)
+    ratio = 2 * concentration / tau
+    accepted: list[Tensor] = []
+    missing = total
+    while missing > 0:
+        u1, u2, u3 = torch.rand(3, missing + missing // 2 + 16, **_draw(generator))
+        z = torch.cos(math.pi * u1)
+        cosine = ((ratio + z) / (1 + ratio * z)).clamp(-1, 1)
+        c = tau / 2 - concentration * cosine
+        keep = torch.log(c / u2) + 1 - c >= 0
+        accepted.append((torch.sign(u3 - 0.5) * torch.acos(cosine))[keep])
+        missing -= int(keep.sum())
+    return torch.cat(accepted)[:total].reshape(*size)
+
+
+def _draw(generator: Generator | None) -> dict[str, object]:
+    device = generator.device if generator is not None else torch.device("cpu")
+    return {"generator": generator, "dtype": torch.float64, "device": device}
