@@ -1,0 +1,174 @@
+"""The training loop: any estimator, Adam with a schedule, bad steps skipped and counted, best weights kept."""
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from latticeflow.actions import Action
+from latticeflow.samplers import FlowSampler
+from latticeflow.stats import ess
+from latticeflow.streams import stream
+from latticeflow.training.estimators import Estimator, make_estimator
+
+MAX_SKIPPED_IN_A_ROW = 20
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on, for the reason in the message."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How to train; `window` batches are pooled into the running ESS, which also selects the best weights."""
+
+    steps: int = 1000
+    batch: int = 128
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    warmup: int = 50
+    decay: str = "cosine"
+    gradient_clip: float | None = 1.0
+    window: int = 50
+    seed: int = 0
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step: linear warm-up, then constant or half a cosine down to 0."""
+        ramp = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay == "cosine" else 1.0
+        return self.learning_rate * ramp * fall
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one training step did.
+
+    `loss = -mean(log w)`, an upper bound of `-log Z`; `ess` of the running window; `seconds` since the start.
+    """
+
+    step: int
+    loss: float
+    ess: float
+    gradient_norm: float
+    learning_rate: float
+    seconds: float
+    skipped: bool
+
+
+@dataclass
+class Trainer:
+    """The state of a training run: everything `state_dict` holds is needed to go on bit for bit."""
+
+    sampler: FlowSampler
+    action: Action
+    estimator: Estimator
+    settings: TrainingSettings
+    step: int = 0
+    records: list[StepRecord] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.Adam(self.sampler.parameters(), betas=self.settings.betas)
+        self.recent: deque[Tensor] = deque(maxlen=self.settings.window)
+        self.best_ess, self.best_weights = 0.0, self._weights()
+        self.started = time.perf_counter()
+
+    def run(self, on_step: Callable[["Trainer", StepRecord], None] | None = None) -> None:
+        """Take the remaining steps, then restore the best weights; `on_step` sees each record."""
+        while self.step < self.settings.steps:
+            record = self._take_step()
+            self.records.append(record)
+            if on_step is not None:
+                on_step(self, record)
+        self.sampler.load_state_dict(self.best_weights)
+
+    def _take_step(self) -> StepRecord:
+        settings, rate = self.settings, self.settings.rate(self.step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        generator = stream(settings.seed, "training", self.step)
+        self.optimizer.zero_grad()
+        log_weight = torch.cat([self._accumulate(generator) for _ in range(settings.accumulate)])
+        limit = settings.gradient_clip or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(self.sampler.parameters(), limit))
+        skipped = not (math.isfinite(norm) and bool(torch.isfinite(log_weight).all()))
+        if not skipped:
+            self.optimizer.step()
+            self.recent.append(log_weight)
+        running = ess(torch.cat(tuple(self.recent)).cpu().numpy()) if self.recent else 0.0
+        self.step += 1
+        self._keep_best(running)
+        seconds = time.perf_counter() - self.started
+        record = StepRecord(self.step, -float(log_weight.mean()), running, norm, rate, seconds, skipped)
+        self._stop_if_hopeless(record)
+        return record
+
+    def _accumulate(self, generator: torch.Generator) -> Tensor:
+        surrogate, log_weight = self.estimator(self.sampler, self.action, self.settings.batch, generator)
+        (surrogate / self.settings.accumulate).backward()
+        return log_weight
+
+    def _keep_best(self, running: float) -> None:
+        whole_window = self.step % self.settings.window == 0 or self.step == self.settings.steps
+        if whole_window and len(self.recent) == self.settings.window and running >= self.best_ess:
+            self.best_ess, self.best_weights = running, self._weights()
+
+    def _stop_if_hopeless(self, record: StepRecord) -> None:
+        last = [*self.records[1 - MAX_SKIPPED_IN_A_ROW :], record]
+        if len(last) == MAX_SKIPPED_IN_A_ROW and all(r.skipped for r in last):
+            raise TrainingError(
+                f"step {record.step}: {len(last)} steps in a row had a non-finite loss or gradient; "
+                f"lower learning_rate ({self.settings.learning_rate:g}) or set gradient_clip"
+            )
+
+    def state_dict(self) -> dict[str, object]:
+        """Return tensors, numbers, lists and dicts from which `load_state_dict` continues bit for bit."""
+        return {
+            "step": self.step,
+            "weights": self._weights(),
+            "optimizer": self.optimizer.state_dict(),
+            "recent": list(self.recent),
+            "best_ess": self.best_ess,
+            "best_weights": self.best_weights,
+            "records": [asdict(record) for record in self.records],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.step = state["step"]
+        self.sampler.load_state_dict(state["weights"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.recent = deque(state["recent"], maxlen=self.settings.window)
+        self.best_ess, self.best_weights = state["best_ess"], state["best_weights"]
+        self.records = [StepRecord(**record) for record in state["records"]]
+        self.started = time.perf_counter() - (self.records[-1].seconds if self.records else 0.0)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.sampler.state_dict().items()}
+
+
+def train(
+    sampler: FlowSampler,
+    action: Action,
+    estimator: str = "path",
+    *,
+    signal_clip: float | None = None,
+    target: Callable[[int, torch.Generator | None], Tensor] | None = None,
+    on_step: Callable[[Trainer, StepRecord], None] | None = None,
+    **settings: Any,
+) -> list[StepRecord]:
+    """Train the sampler's flow towards `exp(-S)` in place and return one record per step.
+
+    `estimator`, `signal_clip` and `target` as in `make_estimator`; `settings` are the fields of TrainingSettings. The
+    weights of the best window (running ESS) are kept. Raises TrainingError when steps keep failing, ValueError for
+    unknown or contradictory arguments.
+    """
+    chosen = make_estimator(estimator, signal_clip=signal_clip, target=target)
+    trainer = Trainer(sampler, action, chosen, TrainingSettings(**settings))
+    trainer.run(on_step)
+    return trainer.records
