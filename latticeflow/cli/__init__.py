@@ -1,0 +1,64 @@
+"""The command line: `latticeflow COMMAND`. Exit codes: 0 done, 2 usage, 65 bad data, 74 I/O, 75 locked, 78 bad
+configuration, 130 interrupted."""
+
+import signal
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import NoReturn
+
+from latticeflow.cli.arguments import parser
+
+USAGE, BAD_DATA, IO_ERROR, BAD_CONFIG, INTERRUPTED, FAILED = 2, 65, 74, 78, 130, 1
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; every expected failure is one message on standard error."""
+    options = parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        return _guarded(options)
+    except KeyboardInterrupt:
+        print(f"interrupted; {_how_to_resume(options)}", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _guarded(options: Namespace) -> int:
+    # Imported here so that `--help` and usage errors do not wait for torch.
+    from latticeflow.cli.commands import COMMANDS
+    from latticeflow.cli.folder import UsageError
+    from latticeflow.cli.stages import SamplingError
+    from latticeflow.config import ConfigError
+    from latticeflow.storage import StorageError
+    from latticeflow.training import TrainingError
+
+    try:
+        COMMANDS[options.command](options)
+    except ConfigError as error:
+        return _fail(error, BAD_CONFIG)
+    except UsageError as error:
+        return _fail(error, USAGE)
+    except StorageError as error:
+        return _fail(error, error.exit_code)
+    except (SamplingError, TrainingError) as error:
+        return _fail(error, FAILED)
+    except OSError as error:
+        return _fail(error, IO_ERROR)
+    return 0
+
+
+def _fail(error: Exception, code: int) -> int:
+    print(f"latticeflow: {error}", file=sys.stderr)
+    return code
+
+
+def _interrupt(*_: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _how_to_resume(options: Namespace) -> str:
+    if options.command in ("run", "train"):
+        out = f" --out {options.out}" if options.out else ""
+        changes = "".join(f" --set {change}" for change in options.overrides)
+        return f"go on with: latticeflow {options.command} {options.config}{out}{changes} --resume"
+    return "what was committed is kept"

@@ -30,7 +30,9 @@ class IndependenceMetropolis:
         batches = [self._propose(n, generator)[0] for n in _chunks(max(self.candidates, replica), 256)]
         fields, orbits, log_q, log_weight = (torch.cat(parts) for parts in zip(*map(_parts, batches), strict=True))
         if not torch.isfinite(log_weight).any():
-            raise ValueError(f"none of {len(log_weight)} proposals has a finite weight: sampler and action do not match")
+            raise ValueError(
+                f"none of {len(log_weight)} proposals has a finite weight: sampler and action do not match"
+            )
         chosen = torch.multinomial(torch.softmax(log_weight, dim=0), replica, replacement=True, generator=generator)
         state = ChainState(fields[chosen], orbits[chosen], log_q[chosen], log_weight[chosen])
         drawn = self._draw(state, generator)

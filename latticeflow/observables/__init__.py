@@ -1,6 +1,6 @@
 """Observables: functions of configurations, `(batch, ...) -> (batch,)`, and which of them belong to a theory."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -12,10 +12,19 @@ Observable = Callable[[Tensor], Tensor]
 CHUNK = 256
 
 
-def observables(action: Action) -> dict[str, Observable]:
-    """Return the observables of the action's theory by name."""
-    if isinstance(action, HolonomyMarginal):
-        return observables(action.action)
+def observables(action: Action, names: Sequence[str] | None = None) -> dict[str, Observable]:
+    """Return the observables of the action's theory by name: all, or those in `names`.
+
+    Raises ValueError naming the ones that the theory does not have, and those that it has.
+    """
+    found = _all(action.action if isinstance(action, HolonomyMarginal) else action)
+    unknown = [name for name in names or () if name not in found]
+    if unknown:
+        raise ValueError(f"{action.theory} has no observable {', '.join(unknown)}; it has {', '.join(found)}")
+    return {name: found[name] for name in names or found}
+
+
+def _all(action: Action) -> dict[str, Observable]:
     if action.field_name == "phi":
         return {
             "magnetisation": scalar.magnetisation,

@@ -91,7 +91,7 @@ class Trainer:
         settings, rate = self.settings, self.settings.rate(self.step)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        generator = stream(settings.seed, "training", self.step)
+        generator = stream(settings.seed, "training", self.step, device=self.device)
         self.optimizer.zero_grad()
         log_weight = torch.cat([self._accumulate(generator) for _ in range(settings.accumulate)])
         limit = settings.gradient_clip or math.inf
@@ -107,6 +107,15 @@ class Trainer:
         record = StepRecord(self.step, -float(log_weight.mean()), running, norm, rate, seconds, skipped)
         self._stop_if_hopeless(record)
         return record
+
+    def trial_step(self) -> None:
+        """Compute one gradient and throw it away: for timing."""
+        self._accumulate(stream(self.settings.seed, "trial", device=self.device))
+        self.optimizer.zero_grad()
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.sampler.parameters()).device
 
     def _accumulate(self, generator: torch.Generator) -> Tensor:
         surrogate, log_weight = self.estimator(self.sampler, self.action, self.settings.batch, generator)

@@ -1,0 +1,55 @@
+"""The command line's words."""
+
+import argparse
+from pathlib import Path
+
+import latticeflow
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of all commands."""
+    top = argparse.ArgumentParser(
+        prog="latticeflow",
+        description="Lattice field theory ensembles from normalizing flows and exact accept/reject chains.",
+        allow_abbrev=False,
+    )
+    top.add_argument("--version", action="version", version=f"latticeflow {latticeflow.__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("run", "the whole road: train, sample, measure, analyse, plot"),
+        ("train", "only train the sampler of a configuration"),
+    ):
+        command = _command(commands, name, text)
+        _add_config(command)
+        command.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: the file's name, no suffix)")
+        command.add_argument("--resume", action="store_true", help="go on with an existing run folder")
+        if name == "run":
+            _add_json(command)
+    for name, text in (
+        ("sample", "run the chains of a trained run folder"),
+        ("measure", "evaluate the observables on the stored ensemble"),
+        ("analyse", "means, errors and diagnostics of the measured ensemble"),
+        ("plot", "draw the figures again"),
+    ):
+        command = _command(commands, name, text)
+        command.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+        if name == "analyse":
+            _add_json(command)
+    _add_config(_command(commands, "check", "validate a configuration and estimate its cost; nothing is stored"))
+    _command(commands, "info", "versions, threads and devices")
+    return top
+
+
+def _command(commands: "argparse._SubParsersAction", name: str, text: str) -> argparse.ArgumentParser:
+    return commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+
+
+def _add_config(command: argparse.ArgumentParser) -> None:
+    command.add_argument("config", type=Path, metavar="CONFIG", help="configuration file (TOML)")
+    command.add_argument(
+        "--set", action="append", default=[], metavar="SECTION.KEY=VALUE", dest="overrides", help="change one key"
+    )
+
+
+def _add_json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print the results as JSON at full precision")

@@ -1,0 +1,43 @@
+"""The figures of a run, drawn from what its ensemble holds."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from latticeflow import plots
+from latticeflow.cli.analysis import exact_charges, exact_values
+from latticeflow.cli.folder import RunFolder
+from latticeflow.stats import ess, gamma_method
+from latticeflow.storage import Ensemble
+
+SHOWN = ("plaquette", "topological_charge2", "condensate", "magnetisation_squared", "phi_squared")
+
+
+def draw_figures(folder: RunFolder) -> list[str]:
+    """Write training.png, weights.png, autocorrelation.png and charge.png, those there is data for; return the paths."""
+    drawn = {}
+    with folder.ensemble() as ensemble:
+        training, names = ensemble.training(), ensemble.observable_names
+        log_z = exact_values(folder.config).get("log_z") or ensemble.analysis().get("log_z", {}).get("mean")
+        if training:
+            drawn["training"] = plots.training_curve(training["step"], training["loss"], training["ess"], log_z=log_z)
+        drawn["weights"] = _weights(ensemble.proposals("log_weight").ravel(), _baseline(ensemble))
+        results = {
+            name: gamma_method(ensemble.observable(name), s=folder.config.analysis.s) for name in SHOWN if name in names
+        }
+        if results:
+            drawn["autocorrelation"] = plots.autocorrelation(results)
+        if "topological_charge" in names:
+            charge = ensemble.observable("topological_charge")
+            drawn["charge"] = plots.charge_history(charge, exact=exact_charges(folder.config))
+    for name, figure in drawn.items():
+        plots.save(figure, folder.figure(name))
+    return [str(folder.figure(name)) for name in drawn]
+
+
+def _baseline(ensemble: Ensemble) -> np.ndarray | None:
+    return ensemble.proposals("baseline_log_weight") if "baseline_log_weight" in ensemble.proposal_names else None
+
+
+def _weights(flow: np.ndarray, baseline: np.ndarray | None) -> Figure:
+    baseline_ess = None if baseline is None else ess(baseline)
+    return plots.weight_histogram(flow, baseline=baseline, ess=ess(flow), baseline_ess=baseline_ess)

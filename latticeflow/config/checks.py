@@ -1,0 +1,145 @@
+"""Checks between keys, each a function of the values by dotted path.
+
+A key that is missing or broken is not among the values; the KeyError that follows skips the checks that need it.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+from latticeflow.config.problems import Problem, written
+from latticeflow.flows.masks import check_tiles
+
+GAUGE_THEORIES = ("u1", "schwinger")
+PRIORS = {"haar": GAUGE_THEORIES, "quenched": GAUGE_THEORIES, "normal": ("scalar",)}
+
+Values = Mapping[str, Any]
+
+
+def cross_problems(values: Values) -> list[Problem]:
+    """Return what does not fit together among the values that are known."""
+    problems: list[Problem] = []
+    for check in CHECKS:
+        with suppress(KeyError):
+            problems += check(values)
+    return problems
+
+
+def massless_scalar(values: Values) -> list[Problem]:
+    """Without a quartic coupling the mass must make the integral converge."""
+    m2, lam = values["action.m2"], values["action.lam"]
+    if lam != 0 or m2 > 0:
+        return []
+    return [Problem("action.m2", "number > 0 where action.lam = 0 (no integral otherwise)", written(m2))]
+
+
+def gauge_dimensions(values: Values) -> list[Problem]:
+    """Gauge theories live in two dimensions."""
+    theory, shape = values["action.kind"], values["lattice.shape"]
+    if theory not in GAUGE_THEORIES or len(shape) == 2:
+        return []
+    return [Problem("lattice.shape", f"two extents for the gauge theory {written(theory)}", written(shape))]
+
+
+def flow_theory(values: Values) -> list[Problem]:
+    """A gauge flow acts on links."""
+    theory, flow = values["action.kind"], values["sampler.flow.kind"]
+    if flow != "gauge" or theory in GAUGE_THEORIES:
+        return []
+    return [Problem("sampler.flow.kind", f'"identity" for action.kind = {written(theory)}', written(flow))]
+
+
+def flow_tiles(values: Values) -> list[Problem]:
+    """The stripe masks of a gauge flow tile only some lattices."""
+    theory, shape = values["action.kind"], values["lattice.shape"]
+    if values["sampler.flow.kind"] != "gauge" or theory not in GAUGE_THEORIES or len(shape) != 2:
+        return []
+    try:
+        check_tiles(tuple(shape))
+    except ValueError:
+        larger = [-(-extent // 4) * 4 for extent in shape]
+        expected = 'extents that are multiples of 4 for sampler.flow.kind = "gauge"'
+        return [Problem("lattice.shape", expected, written(shape), f"the next larger ones are {written(larger)}")]
+    return []
+
+
+def prior_theory(values: Values) -> list[Problem]:
+    """The prior must draw the theory's field."""
+    theory, prior = values["action.kind"], values["sampler.prior.kind"]
+    if theory in PRIORS[prior]:
+        return []
+    fitting = " or ".join(written(name) for name, theories in PRIORS.items() if theory in theories)
+    return [Problem("sampler.prior.kind", f"{fitting} for action.kind = {written(theory)}", written(prior))]
+
+
+def dilation_count(values: Values) -> list[Problem]:
+    """Each convolution of the conditioner has one dilation: the hidden ones and the last."""
+    dilations, hidden = values["sampler.flow.dilations"], values["sampler.flow.hidden"]
+    if dilations is None or len(dilations) == len(hidden) + 1:
+        return []
+    expected = f"{len(hidden) + 1} entries, one more than sampler.flow.hidden = {written(hidden)}"
+    return [Problem("sampler.flow.dilations", expected, written(dilations))]
+
+
+def something_to_train(values: Values) -> list[Problem]:
+    """The identity has no parameters."""
+    steps = values["training.steps"]
+    if steps == 0 or values["sampler.flow.kind"] != "identity":
+        return []
+    hint = 'leave [training] out, or choose sampler.flow.kind = "gauge"'
+    if values.get("action.kind") not in GAUGE_THEORIES:
+        hint = "leave [training] out"
+    return [Problem("training.steps", '0 with sampler.flow.kind = "identity" (nothing to train)', written(steps), hint)]
+
+
+def training_samples(values: Values) -> list[Problem]:
+    """Only maximum likelihood reads samples, and it needs them."""
+    estimator, samples = values["training.estimator"], values["training.samples"]
+    if (samples is None) == (estimator != "forward_kl"):
+        return []
+    if samples is None:
+        return [Problem("training.samples", 'path of an ensemble for training.estimator = "forward_kl"', "nothing")]
+    expected = f'no such key with training.estimator = {written(estimator)} (only "forward_kl" reads samples)'
+    return [Problem("training.samples", expected, written(samples))]
+
+
+def training_signal_clip(values: Values) -> list[Problem]:
+    """Only reinforce has a signal to clip."""
+    estimator, clip = values["training.estimator"], values["training.signal_clip"]
+    if clip is None or estimator == "reinforce":
+        return []
+    expected = f'no such key with training.estimator = {written(estimator)} (only "reinforce" has a signal to clip)'
+    return [Problem("training.signal_clip", expected, written(clip), "training.gradient_clip bounds the gradient")]
+
+
+def training_holonomies(values: Values) -> list[Problem]:
+    """Only gauge fields have holonomies."""
+    return _gauge_only(values, "training.holonomies")
+
+
+def baseline_theory(values: Values) -> list[Problem]:
+    """The baseline is a reweighted gauge ensemble."""
+    return _gauge_only(values, "baseline")
+
+
+def _gauge_only(values: Values, path: str) -> list[Problem]:
+    theory, found = values["action.kind"], values[path]
+    if found is None or theory in GAUGE_THEORIES:
+        return []
+    expected = f"nothing here for action.kind = {written(theory)} (gauge theories only)"
+    return [Problem(path, expected, written(found))]
+
+
+CHECKS = (
+    massless_scalar,
+    gauge_dimensions,
+    flow_theory,
+    flow_tiles,
+    prior_theory,
+    dilation_count,
+    something_to_train,
+    training_samples,
+    training_signal_clip,
+    training_holonomies,
+    baseline_theory,
+)

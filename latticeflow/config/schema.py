@@ -1,0 +1,236 @@
+"""The configuration: every section and key, with its type, range, default and meaning.
+
+The descriptions are the reference (`latticeflow.config.reference`); each states the meaning and the unit. An integer is
+accepted where a number is expected; NaN and infinity nowhere.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+
+from latticeflow.config.checks import cross_problems
+from latticeflow.config.defaults import with_theory_defaults
+from latticeflow.config.keys import differing_paths, known_values
+from latticeflow.config.problems import ConfigError, dotted
+from latticeflow.config.text import write_toml
+from latticeflow.config.words import LARGEST_INTEGER
+from latticeflow.exact.arguments import LARGEST_BETA
+
+
+def odd(value: int) -> int:
+    """Refuse even integers."""
+    if value % 2 == 0:
+        raise ValueError(f"{value} is even")
+    return value
+
+
+Natural = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
+Count = Annotated[int, Field(ge=1, le=LARGEST_INTEGER)]
+Several = Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]
+Extent = Annotated[int, Field(ge=1, le=4096)]
+NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, le=LARGEST_BETA)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Counts = Annotated[tuple[Count, ...], Field(min_length=1), Strict(False)]
+Grid = Annotated[tuple[Count, Count], Strict(False)]
+
+
+class Settings(BaseModel):
+    """One section: frozen, no unknown keys, no conversions between types."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class RunSettings(Settings):
+    """How the run is carried out."""
+
+    seed: Natural = Field(0, description="seed from which all random streams derive")
+    device: str = Field("cpu", min_length=1, description='torch device, for instance "cpu" or "cuda:0"')
+    threads: Count | None = Field(None, description="CPU threads of torch (absent: torch's default)")
+
+
+class LatticeSettings(Settings):
+    """The periodic lattice."""
+
+    shape: Annotated[tuple[Extent, ...], Strict(False)] = Field(
+        min_length=1, max_length=4, description="extents in lattice units, time first; gauge theories have two"
+    )
+
+
+class U1Settings(Settings):
+    """Pure compact U(1) gauge theory in two dimensions."""
+
+    kind: Literal["u1"] = Field(description="pure gauge theory")
+    beta: Beta = Field(description="gauge coupling, dimensionless")
+    holonomies: Grid = Field((1, 1), description="grid of holonomy shifts averaged over, per direction; [1, 1] is none")
+
+
+class SchwingerSettings(Settings):
+    """The Schwinger model: two-dimensional QED with Wilson fermions."""
+
+    kind: Literal["schwinger"] = Field(description="gauge theory with Wilson fermions")
+    beta: Beta = Field(description="gauge coupling, dimensionless")
+    kappa: float = Field(ge=0, lt=0.5, description="hopping parameter, dimensionless")
+    flavours: Count = Field(2, description="number of degenerate fermion flavours")
+    holonomies: Grid = Field((1, 1), description="grid of holonomy shifts averaged over, per direction; [1, 1] is none")
+
+
+class ScalarSettings(Settings):
+    """The scalar field with a quartic coupling."""
+
+    kind: Literal["scalar"] = Field(description="scalar field theory")
+    m2: float = Field(description="coefficient of phi^2, lattice units; positive where lam = 0")
+    lam: NonNegative = Field(description="coefficient of phi^4, lattice units")
+
+
+class HaarSettings(Settings):
+    """Independent uniform links."""
+
+    kind: Literal["haar"] = Field(description="Haar measure of every link")
+
+
+class QuenchedSettings(Settings):
+    """Exact independent draws of the pure gauge theory."""
+
+    kind: Literal["quenched"] = Field(description="exact quenched U(1)")
+    beta: Beta | None = Field(None, description="gauge coupling of the prior, dimensionless (absent: the action's)")
+    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2), dimensionless")
+
+
+class NormalSettings(Settings):
+    """Independent normal variables at every site."""
+
+    kind: Literal["normal"] = Field(description="normal distribution of mean 0")
+    scale: Positive = Field(1.0, description="standard deviation, in units of the field")
+
+
+class GaugeFlowSettings(Settings):
+    """Gauge-equivariant plaquette couplings; the extents must be multiples of 4."""
+
+    kind: Literal["gauge"] = Field(description="plaquette couplings")
+    layers: Count = Field(8, description="number of couplings; 8 update every link once")
+    bins: int = Field(6, ge=2, le=64, description="bins of each circular spline")
+    hidden: Counts = Field((32, 32), description="channels of the conditioner's hidden convolutions")
+    kernel: Annotated[Count, AfterValidator(odd)] = Field(3, description="side of the convolutions, in mask cells")
+    dilations: Counts | None = Field(
+        None, description="dilation of each convolution, in mask cells, one more than hidden (absent: all 1)"
+    )
+
+
+class IdentitySettings(Settings):
+    """No flow: the prior itself proposes, and there is nothing to train."""
+
+    kind: Literal["identity"] = Field(description="no flow")
+
+
+class FlowSamplerSettings(Settings):
+    """A flow on top of a prior."""
+
+    kind: Literal["flow"] = Field("flow", description="kind of sampler")
+    prior: HaarSettings | QuenchedSettings | NormalSettings = Field(
+        discriminator="kind",
+        description='The base distribution. Absent: "quenched" for gauge theories, "normal" for the scalar field.',
+    )
+    flow: GaugeFlowSettings | IdentitySettings = Field(
+        discriminator="kind", description='The bijection applied to the prior\'s draws. Absent: "identity".'
+    )
+
+
+class TrainingSettings(Settings):
+    """Stochastic gradient training of the sampler."""
+
+    estimator: Literal["reinforce", "reparametrisation", "path", "forward_kl"] = Field(
+        "reinforce", description="gradient estimator; the first three are of reverse KL and draw from the sampler"
+    )
+    steps: Natural = Field(1000, description="optimiser steps")
+    batch: Several = Field(128, description="configurations per batch")
+    accumulate: Count = Field(1, description="batches whose gradients are averaged for one step")
+    learning_rate: Positive = Field(1e-3, description="largest learning rate of Adam")
+    betas: Annotated[tuple[Decay, Decay], Strict(False)] = Field(
+        (0.9, 0.99), description="Adam's decay rates of the first and second moment"
+    )
+    warmup: Natural = Field(50, description="steps over which the learning rate rises linearly from 0")
+    decay: Literal["cosine", "none"] = Field("cosine", description="learning rate after the warm-up")
+    gradient_clip: Positive | None = Field(None, description="largest norm of the gradient (absent: not clipped)")
+    signal_clip: Positive | None = Field(
+        None, description="largest |signal - baseline| of the reinforce estimator, dimensionless (absent: not clipped)"
+    )
+    dtype: Literal["float32", "float64"] = Field("float32", description="precision of the flow")
+    window: Count = Field(50, description="batches pooled into the running ESS, which also selects the best weights")
+    holonomies: Grid | None = Field(
+        None, description="coarser grid of holonomy shifts while training, gauge theories only (absent: the action's)"
+    )
+    checkpoint_every: Count = Field(200, description="steps between checkpoints")
+    samples: str | None = Field(
+        None, min_length=1, description="HDF5 ensemble to learn from; required for forward_kl, and only there"
+    )
+
+
+class ChainSettings(Settings):
+    """The exact Markov chains that the sampler feeds."""
+
+    kernel: Literal["independence"] = Field("independence", description="transition kernel: independence Metropolis")
+    replica: Count = Field(64, description="independent chains")
+    draws: Count = Field(256, description="configurations per replica")
+    block: Count = Field(32, description="draws committed to the file at a time")
+    candidates: Count = Field(1024, description="proposals from which the starting states are resampled")
+
+
+class BaselineSettings(Settings):
+    """Quenched draws without a flow, reweighted: what no training at all gives."""
+
+    samples: Several = Field(4096, description="independent draws")
+    beta: Beta | None = Field(
+        None, description="gauge coupling of the draws, dimensionless (absent: chosen automatically)"
+    )
+    sector: NonNegative | None = Field(
+        None, description="c in the sector factor exp(-c Q^2) (absent: chosen automatically)"
+    )
+
+
+class AnalysisSettings(Settings):
+    """From ensembles to numbers with errors."""
+
+    s: Positive = Field(2.0, description="window parameter S of the Gamma method: tau / tau_int")
+    observables: Annotated[tuple[str, ...], Strict(False)] | None = Field(
+        None, description="names of the observables to measure (absent: all of the theory's)"
+    )
+
+
+class Config(Settings):
+    """A whole run. Raises ConfigError for keys that do not fit together; `load_config` reads and explains files."""
+
+    run: RunSettings = Field(RunSettings(), description="How the run is carried out. May be absent.")
+    lattice: LatticeSettings = Field(description="The periodic lattice. Required.")
+    action: U1Settings | SchwingerSettings | ScalarSettings = Field(
+        discriminator="kind", description="The theory to be sampled. Required."
+    )
+    # One kind so far; with a second one this becomes a union with discriminator="kind", like the action.
+    sampler: FlowSamplerSettings = Field(description="What proposes configurations. May be absent.")
+    training: TrainingSettings | None = Field(None, description="Training of the sampler. Absent: nothing is trained.")
+    chain: ChainSettings = Field(ChainSettings(), description="The Markov chains. May be absent.")
+    baseline: BaselineSettings | None = Field(
+        None, description="The training-free baseline, gauge theories only. May be absent."
+    )
+    analysis: AnalysisSettings = Field(AnalysisSettings(), description="The statistical analysis. May be absent.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve(cls, data: Any) -> Any:
+        return with_theory_defaults(data) if isinstance(data, dict) else data
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        problems = cross_problems(known_values(type(self), self.model_dump(exclude_none=True)))
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+    def to_toml(self) -> str:
+        """Return the configuration with all defaults filled in, as TOML that loads to an equal one."""
+        return write_toml(self.model_dump(exclude_none=True))
+
+    def differences(self, other: "Config") -> list[str]:
+        """Return the dotted keys whose values differ, a section that only one of them has as one key."""
+        return [dotted(path) for path in differing_paths(self.model_dump(), other.model_dump())]

@@ -1,0 +1,247 @@
+"""Figures of a run: arrays in, a matplotlib `Figure` out; readable in grey, long histories thinned, no global state."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import ArrayLike, NDArray
+
+from latticeflow import stats
+from latticeflow.stats import GammaResult
+from latticeflow.stats.series import check_values
+
+Array = NDArray[np.float64]
+STYLE: dict[str, dict[str, Any]] = {
+    "figure": {"dpi": 150, "layout": "constrained", "facecolor": "white"},
+    "label": {"fontsize": 9},
+    "small": {"fontsize": 8},
+    "legend": {"fontsize": 8, "title_fontsize": 9, "alignment": "left", "frameon": False, "handlelength": 3.0},
+    "line": {"color": "black", "linewidth": 1.3, "markersize": 4},
+    "thin": {"color": "black", "linewidth": 0.7, "markersize": 4},
+    "cloud": {"color": "0.6", "linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0},
+    "fill": {"facecolor": "0.82", "edgecolor": "black", "linewidth": 0.8, "fill": True},
+    "outline": {"edgecolor": "black", "linewidth": 1.5, "linestyle": "--"},
+    "integers": {"integer": True, "min_n_ticks": 1, "steps": (1, 2, 3, 5, 10)},
+    "exact": {"color": "black", "linestyle": "none", "marker": "D", "markersize": 5, "markerfacecolor": "none"},
+}
+CURVES: tuple[dict[str, Any], ...] = (
+    {"color": "black", "linestyle": "-", "marker": "o"},
+    {"color": "#0060a8", "linestyle": "--", "marker": "s"},
+    {"color": "#d55e00", "linestyle": "-.", "marker": "^"},
+    {"color": "#808080", "linestyle": ":", "marker": "D"},
+)
+WIDTH = 7.0
+MOST_POINTS = 2000
+
+
+def training_curve(step: ArrayLike, loss: ArrayLike, ess: ArrayLike, *, log_z: float | None = None) -> Figure:
+    """Draw the loss `-<log w> >= -log Z` of every step with its running median, and the running ESS/N below it.
+
+    All three are `(steps,)`; `log_z` adds the bound. The median is over a fiftieth of the steps. The axis spans the
+    bulk of the losses, and the legend counts those outside it or not finite. Raises ValueError for other shapes.
+    """
+    steps, losses, sizes = (np.asarray(column, dtype=np.float64) for column in (step, loss, ess))
+    if steps.ndim != 1 or steps.size == 0 or not steps.shape == losses.shape == sizes.shape:
+        raise ValueError(f"step, loss and ess must be (steps,), found {steps.shape}, {losses.shape}, {sizes.shape}")
+    figure = Figure(figsize=(WIDTH, 4.4), **STYLE["figure"])
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
+    _draw_loss(upper, steps, losses, bound=[] if log_z is None else [-log_z])
+    _draw_line(lower, steps, sizes, clip_on=False, **STYLE["line"])
+    lower.set(xlabel="training step", ylabel=r"running ESS$/N$", ylim=(0, 1))
+    lower.xaxis.set_major_locator(MaxNLocator(nbins=8, **STYLE["integers"]))
+    return _finish(figure, columns=3)
+
+
+def charge_history(charge: ArrayLike, *, exact: Mapping[int, float] | None = None) -> Figure:
+    """Draw the topological charge of up to four chains against the draw, and its distribution over all chains.
+
+    `charge` is `(chain, draw)`, integer up to 0.01; `exact` maps `Q` to `P(Q)`, shown above a thousandth of its peak.
+    Error bars are from the Gamma method, at each `Q` where that converges. Raises ValueError for another shape and for
+    a charge that is not an integer.
+    """
+    charges = _integers(charge)
+    shown, every = charges[: len(CURVES)], _thinned(charges[0]).step
+    figure = Figure(figsize=(WIDTH, 3.6), **STYLE["figure"])
+    histories, distribution = figure.subfigures(1, 2, width_ratios=(3, 2))
+    panels = histories.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for number, (panel, history) in enumerate(zip(panels, shown, strict=True)):
+        _draw_line(panel, np.arange(history.size), history, drawstyle="steps-mid", **STYLE["thin"])
+        panel.set_title(f"chain {number} of {len(charges)}", loc="right", pad=2, **STYLE["small"])
+        panel.set(ylabel="$Q$", xlim=(-0.5, history.size - 0.5))
+        panel.yaxis.set_major_locator(MaxNLocator(nbins=4, **STYLE["integers"]))
+    panels[-1].set_xlabel("draw" if every == 1 else f"draw (one in {every} shown)")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=6, **STYLE["integers"]))
+    _draw_charge_distribution(distribution.subplots(), charges, exact or {})
+    return _finish(figure, columns=2)
+
+
+def autocorrelation(result: GammaResult | Mapping[str, GammaResult], *, name: str = "") -> Figure:
+    """Draw `rho(t)` and `tau_int(W) = 1/2 + sum_{t=1}^{W} rho(t)` with its error, both with the chosen window marked.
+
+    `(d tau)^2 = (4/N) (W + 1/2 - tau) tau^2`, hep-lat/0306017; the mark is above the curve where a slow mode is added.
+    `result` is one, called `name`, or one to four by name, titled `name`. Raises ValueError for another number.
+    """
+    single = isinstance(result, GammaResult)
+    results = {name: result} if single else dict(result)
+    if not 1 <= len(results) <= len(CURVES):
+        raise ValueError(f"result must hold 1 to {len(CURVES)} results, found {len(results)}")
+    figure = Figure(figsize=(WIDTH, 3.0 + 0.15 * len(results)), **STYLE["figure"])
+    left, right = figure.subplots(1, 2)
+    for curve, (key, entry) in zip(CURVES, results.items(), strict=False):
+        _draw_autocorrelation(left, right, entry, curve, _describe(key, entry))
+    sizes = [entry.rho.size for entry in results.values()]
+    shared = {"xlim": (0, max(*sizes, 2) - 1), "xscale": "symlog" if max(sizes) > 10 * min(sizes) else "linear"}
+    left.set(xlabel="lag $t$ [draws]", ylabel=r"$\rho(t) = \Gamma(t)/\Gamma(0)$", **shared)
+    right.set(xlabel="window $W$ [draws]", ylabel=r"$\tau_{\rm int}(W) = 1/2 + \sum_{t=1}^{W}\,\rho(t)$", **shared)
+    left.axhline(0, **STYLE["thin"])
+    return _finish(figure, title="" if single else name)
+
+
+def weight_histogram(
+    log_weights: ArrayLike,
+    *,
+    baseline: ArrayLike | None = None,
+    ess: float | None = None,
+    baseline_ess: float | None = None,
+) -> Figure:
+    """Draw the histogram of `log w - log <w>` of the flow's proposals and, if given, of the training-free baseline.
+
+    Any shape is pooled; each `<w>` is over all samples of its set. Zero weights (`-inf`) and outliers in the lower
+    tail are counted in the legend; an ESS/N that is not given is computed. Raises ValueError as `stats.ess` does.
+    """
+    sets = [("flow proposals", log_weights, ess, STYLE["fill"])]
+    if baseline is not None:
+        sets.append(("training-free baseline", baseline, baseline_ess, STYLE["outline"]))
+    relative = [np.ravel(logs) - stats.log_z(logs)[0] for _, logs, _, _ in sets]
+    ranges = [_axis_range(values[np.isfinite(values)], values.max()) for values in relative]
+    edges = np.linspace(min(low for low, _ in ranges), max(high for _, high in ranges), 62)
+    figure = Figure(figsize=(WIDTH, 3.4), **STYLE["figure"])
+    axes = figure.subplots()
+    for values, (name, _, fraction, look) in zip(relative, sets, strict=True):
+        _draw_weights(axes, values, edges, name, fraction, **look)
+    axes.axvline(0, linestyle=":", label=r"$w = \langle w\rangle$", **STYLE["thin"])
+    axes.set(xlabel=r"$\log w - \log\langle w\rangle$,   $w = e^{-S}/q$", ylabel="proposals per bin", yscale="log")
+    axes.set_ylim(0.5, max(axes.get_ylim()[1], 20))
+    return _finish(figure)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write the figure, a PNG at 150 dots per inch or what else the name ends in, under its name only once complete."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".partial")
+    try:
+        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=STYLE["figure"]["dpi"])
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _draw_loss(axes: Axes, steps: Array, losses: Array, *, bound: list[float]) -> None:
+    finite = np.isfinite(losses)
+    low, high = _axis_range(losses[finite], *bound)
+    outside = losses.size - int(np.sum((losses >= low) & (losses <= high)))
+    note = f" ({outside} of {losses.size} outside)" if outside else ""
+    every = _thinned(losses)
+    axes.plot(steps[every], np.where(finite, losses, np.nan)[every], label="each step" + note, **STYLE["cloud"])
+    _draw_line(axes, *_running_median(steps[finite], losses[finite]), label="running median", **STYLE["line"])
+    for level in bound:
+        axes.axhline(level, linestyle="--", label=r"bound $-\log Z$", **STYLE["thin"])
+    axes.set(ylabel=r"loss $-\langle\log w\rangle$", ylim=(low, high))
+
+
+def _draw_charge_distribution(axes: Axes, charges: Array, exact: Mapping[int, float]) -> None:
+    values, counts = np.unique(charges, return_counts=True)
+    edges = np.arange(values[0], values[-1] + 2) - 0.5
+    axes.stairs(np.histogram(charges, edges)[0] / charges.size, edges, label="all chains", **STYLE["fill"])
+    errors = [_frequency_error(charges == q) for q in values]
+    axes.errorbar(values, counts / charges.size, errors, fmt="none", ecolor="black", elinewidth=1)
+    expected = {q: p for q, p in exact.items() if p > 1e-3 * max(exact.values())}
+    if expected:
+        axes.plot(list(expected), list(expected.values()), label="exact", **STYLE["exact"])
+    ends = (min([values[0], *expected]) - 1, max([values[-1], *expected]) + 1)
+    axes.set(xlabel="topological charge $Q$", ylabel="$P(Q)$", xlim=ends, ylim=(0, None))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=6, **STYLE["integers"]))
+
+
+def _draw_autocorrelation(left: Axes, right: Axes, result: GammaResult, curve: Mapping[str, Any], label: str) -> None:
+    lags, tau, window = np.arange(result.rho.size), result.tau_int_of_window, result.window
+    error = tau * np.sqrt(4 / result.n * np.maximum(lags + 0.5 - tau, 0))
+    right.fill_between(lags, tau - error, tau + error, color=curve["color"], alpha=0.2, linewidth=0)
+    for axes, values in ((left, result.rho), (right, tau)):
+        _draw_line(axes, lags, values, **curve)
+        axes.axvline(window, **{**STYLE["thin"], **curve, "marker": ""})
+    mark = {**curve, "markersize": 5, "clip_on": False, "zorder": 3}
+    left.plot(window, result.rho[window], **mark)
+    right.errorbar(window, result.tau_int, result.tau_int_error, label=label, capsize=2.5, **mark)
+
+
+def _draw_weights(axes: Axes, relative: Array, edges: Array, name: str, fraction: float | None, **look: Any) -> None:
+    fraction = stats.ess(relative) if fraction is None else fraction
+    left_out = {"at $w = 0$": np.isneginf(relative), "left of the axis": np.isfinite(relative) & (relative < edges[0])}
+    notes = "".join(f", {hits.sum()} {where}" for where, hits in left_out.items() if hits.any())
+    label = f"{name}: ESS$/N$ = {fraction:.3g}, $N$ = {relative.size}{notes}"
+    axes.stairs(np.histogram(relative, edges)[0], edges, baseline=0.5, label=label, **look)
+
+
+def _draw_line(axes: Axes, x: Array, y: Array, **look: Any) -> None:
+    """Draw a thinned line, or the point where there is only one."""
+    every = _thinned(x)
+    axes.plot(x[every], y[every], **{**STYLE["line"], **look, "marker": "o" if x.size == 1 else ""})
+
+
+def _finish(figure: Figure, *, title: str = "", columns: int = 1) -> Figure:
+    for axes in figure.axes:
+        axes.tick_params(which="both", labelsize=STYLE["small"]["fontsize"])
+        axes.spines[["top", "right"]].set_visible(False)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.label.set(**STYLE["label"])
+            axis.offsetText.set(**STYLE["small"])
+    figure.legend(loc="outside upper left", ncols=columns, title=title or None, **STYLE["legend"])
+    return figure
+
+
+def _describe(name: str, result: GammaResult) -> str:
+    value, error = result.tau_int, result.tau_int_error
+    decimals = max(0, 1 - int(np.floor(np.log10(error)))) if error > 0 else 2
+    tau = rf"$\tau_{{\rm int}}$ = {value:.{decimals}f} ± {error:.{decimals}f}, $W$ = {result.window}"
+    return (f"{name}: " if name else "") + tau + ("" if result.converged else ", not converged")
+
+
+def _axis_range(values: Array, *always: float) -> tuple[float, float]:
+    """Return the range of the values up to two inter-decile widths beyond the deciles, widened to show `always`."""
+    ends = list(always)
+    if values.size > 0:
+        low, high = np.quantile(values, (0.1, 0.9))
+        reach = 2 * (high - low) or np.inf
+        ends += [max(values.min(), low - reach), min(values.max(), high + reach)]
+    low, high = min(ends, default=0.0), max(ends, default=0.0)
+    margin = max(0.05 * (high - low), 0.01)
+    return low - margin, high + margin
+
+
+def _running_median(x: Array, y: Array) -> tuple[Array, Array]:
+    centres = np.unique(np.linspace(0, x.size - 1, min(x.size, 400)).astype(int))
+    half = x.size // 100
+    return x[centres], np.array([np.median(y[max(i - half, 0) : i + half + 1]) for i in centres])
+
+
+def _frequency_error(hits: NDArray[np.bool_]) -> float:
+    result = stats.gamma_method(hits.astype(np.float64)) if hits.shape[1] >= 4 else None
+    return result.error if result is not None and result.converged else np.nan
+
+
+def _thinned(values: Array) -> slice:
+    return slice(None, None, max(1, -(-values.size // MOST_POINTS)))
+
+
+def _integers(charge: ArrayLike) -> Array:
+    charges = np.asarray(charge, dtype=np.float64)
+    if charges.ndim != 2 or charges.size == 0:
+        raise ValueError(f"charge must be (chain, draw), found shape {charges.shape}")
+    nearest = np.rint(charges)
+    check_values(charges, "charge", legal=lambda q: np.isfinite(q) & np.isclose(q, nearest, rtol=0, atol=0.01))
+    return nearest

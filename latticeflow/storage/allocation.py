@@ -1,0 +1,109 @@
+"""The space of a whole chain, taken when its file is created: a full disk fails then, and not after a day."""
+
+import math
+import os
+from collections.abc import Collection, Iterable, Sequence
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from latticeflow.storage.atomic import (
+    disk_full_named,
+    partial_name,
+    publish,
+    refuse_existing,
+    removed_on_failure,
+    require_free,
+)
+from latticeflow.storage.columns import GROUPS, Column
+from latticeflow.storage.header import MARKER, Header, write_header
+from latticeflow.storage.journal import LIBVER
+
+_FILTER_BYTES = 4  # fletcher32
+_LARGEST_CHUNK = 2**32 - 1  # HDF5's limit
+_FIXED_BYTES = 1 << 16
+_NOT_A_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
+
+
+def create_file(path: Path, header: Header, columns: Collection[Column]) -> None:
+    """Allocate a new file, which takes its name when it is complete.
+
+    Raises `FileExistsError`, and `DiskFullError` naming the needed and free bytes; no part of the file is then left.
+    """
+    needed, temporary = needed_bytes(header, columns), partial_name(path)
+    refuse_existing(path)
+    require_free(path, needed=needed)
+    with removed_on_failure(temporary), disk_full_named(path, needed=needed):
+        with h5py.File(temporary, "w", libver=LIBVER) as file:
+            write_header(file, header)
+            _allocate(file, header, columns)
+            file.flush()
+            os.fsync(file.id.get_vfd_handle())  # h5py leaves the bytes with the operating system
+        publish(temporary, path)
+
+
+def needed_bytes(header: Header, columns: Iterable[Column]) -> int:
+    """An upper estimate of the size of a file; raises `ValueError` when a block is too large for one HDF5 chunk."""
+    return _FIXED_BYTES + sum(_column_bytes(header, column) for column in columns)
+
+
+def fill_value(dtype: np.dtype) -> float | None:
+    """What rows hold before they are written: NaN, where the type has one, so that no reader takes them for data."""
+    return np.nan if dtype.kind in "fc" else None
+
+
+def attach_axes(dataset: h5py.Dataset, axes: Sequence[str]) -> None:
+    """Name the axes of a data set by scales of its own group, or by "chain" and "draw" of the root."""
+    for number, (name, extent) in enumerate(zip(axes, dataset.shape, strict=True)):
+        group = dataset.file if name in ("chain", "draw") else dataset.parent
+        if name not in group:
+            make_axis(group, name, extent)
+        dataset.dims[number].attach_scale(group[name])
+        dataset.dims[number].label = name
+
+
+def make_axis(group: h5py.Group, name: str, extent: int) -> None:
+    """A dimension in the sense of netCDF that takes no space, so that xarray shows its name."""
+    scale = group.create_dataset(name, shape=(extent,), dtype=">f4")
+    scale.make_scale(f"{_NOT_A_VARIABLE}{extent:10d}")
+
+
+def _allocate(file: h5py.File, header: Header, columns: Iterable[Column]) -> None:
+    for group in GROUPS:
+        file.create_group(group)
+    make_axis(file, "chain", header.chains)
+    make_axis(file, "draw", header.draws)
+    for column in columns:
+        _allocate_column(file, header, column)
+    file.create_dataset(MARKER, shape=(), dtype="<i8", data=0, dcpl=_early())
+
+
+def _allocate_column(file: h5py.File, header: Header, column: Column) -> None:
+    dataset = file.create_dataset(
+        column.path,
+        shape=column.shape(header),
+        dtype=column.dtype,
+        chunks=column.chunk(header),
+        fletcher32=True,
+        fillvalue=fill_value(column.dtype),
+        dcpl=_early(),
+    )
+    attach_axes(dataset, column.axes)
+    if column.path.startswith("proposals/"):
+        dataset.attrs["per_draw"] = column.rows_per_draw
+
+
+def _early() -> h5py.h5p.PropDCID:
+    settings = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+    settings.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+    return settings
+
+
+def _column_bytes(header: Header, column: Column) -> int:
+    chunk = math.prod(column.chunk(header)) * column.dtype.itemsize + _FILTER_BYTES
+    if chunk > _LARGEST_CHUNK:
+        raise ValueError(f"a block of {column.path} has {chunk} bytes, at most {_LARGEST_CHUNK} fit: reduce block")
+    chunks = header.chains * math.ceil(header.draws / header.block)
+    index_entry = 8 * (len(column.row_shape) + 5)
+    return chunks * (chunk + 2 * index_entry) + _FIXED_BYTES

@@ -1,0 +1,94 @@
+"""What an ensemble file says about itself: its root attributes and its marker."""
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+import latticeflow
+from latticeflow.storage.errors import DataError
+
+FORMAT = "latticeflow-ensemble"
+FORMAT_VERSION = 1
+MARKER = "state/n_committed"
+
+
+@dataclass(frozen=True)
+class Header:
+    """The root attributes of an ensemble file; the extents count chains, draws per chain and draws per block."""
+
+    theory: str
+    lattice_shape: tuple[int, ...]
+    config: str
+    chains: int
+    draws: int
+    block: int
+    package_version: str = latticeflow.__version__
+
+    def checked(self) -> "Header":
+        """The header with a block no longer than the chain; raises `ValueError` naming an extent below one."""
+        extents = {"chains": self.chains, "draws": self.draws, "block": self.block}
+        extents |= {f"lattice_shape[{axis}]": extent for axis, extent in enumerate(self.lattice_shape)}
+        wrong = [f"{name} is {value!r}" for name, value in extents.items() if not is_count(value)]
+        if wrong:
+            raise ValueError(f"{', '.join(wrong)}; expected integers of at least 1")
+        return replace(self, block=min(self.block, self.draws))
+
+
+def write_header(file: h5py.File, header: Header) -> None:
+    """Write the root attributes."""
+    file.attrs.update(
+        format=FORMAT,
+        format_version=FORMAT_VERSION,
+        theory=header.theory,
+        lattice_shape=np.array(header.lattice_shape, dtype=np.int64),
+        config=header.config,
+        config_sha256=_sha256(header.config),
+        package_version=header.package_version,
+        chains=header.chains,
+        draws=header.draws,
+        block=header.block,
+    )
+
+
+def read_header(file: h5py.File, *, path: Path) -> Header:
+    """Read and check the root attributes; raises `DataError` naming what was found and what was expected."""
+    attrs = file.attrs
+    check_equal(path, "format", attrs.get("format"), FORMAT)
+    check_equal(path, "format_version", int(attrs["format_version"]), FORMAT_VERSION)
+    check_equal(path, "config_sha256", attrs["config_sha256"], _sha256(attrs["config"]))
+    return Header(
+        theory=attrs["theory"],
+        lattice_shape=tuple(attrs["lattice_shape"].tolist()),
+        config=attrs["config"],
+        chains=int(attrs["chains"]),
+        draws=int(attrs["draws"]),
+        block=int(attrs["block"]),
+        package_version=attrs["package_version"],
+    ).checked()
+
+
+def read_marker(file: h5py.File, header: Header, *, path: Path) -> int:
+    """The number of draws that every chain has; raises `DataError` when it cannot be the end of a block."""
+    count = int(file[MARKER][()])
+    if not 0 <= count <= header.draws or (count % header.block and count != header.draws):
+        expected = f"{header.draws} or a smaller multiple of {header.block}"
+        raise DataError(f"{path}: {MARKER} is {count}, expected {expected}")
+    return count
+
+
+def check_equal(path: Path, what: str, found: object, expected: object) -> None:
+    """Raise `DataError` naming both values unless they are equal."""
+    if found != expected:
+        raise DataError(f"{path}: {what} is {found!r}, expected {expected!r}")
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is an integer of at least 1."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()

@@ -1,0 +1,116 @@
+"""Whether stored bytes are still what was written.
+
+Every chunk carries HDF5's fletcher32, which a read checks; it misses about one flipped bit in 400. Every configuration
+therefore has a crc32 as well, over the bytes of its fields in alphabetical order, which `verify` checks.
+"""
+
+import errno
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from latticeflow.storage.columns import CHECKSUM, Column
+from latticeflow.storage.errors import DataError
+from latticeflow.storage.header import Header
+
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_REFUSALS = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.EROFS)
+_NOT_DAMAGE = (*_REFUSALS, errno.EIO, errno.ENOSPC, errno.EDQUOT)
+
+
+def checksums(fields: Sequence[np.ndarray]) -> np.ndarray:
+    """The crc32 of each configuration, `(chain, draw)`, over fields `(chain, draw, ...)` in alphabetical order."""
+    sums = np.zeros(fields[0].shape[:2], dtype=np.uint32)
+    for field in fields:
+        rows = np.ascontiguousarray(field).view(np.uint8).reshape(*sums.shape, -1)
+        for place in np.ndindex(sums.shape):
+            sums[place] = zlib.crc32(rows[place], int(sums[place]))
+    return sums
+
+
+@contextmanager
+def damage_named(path: Path, what: str) -> Iterator[None]:
+    """Turn whatever HDF5 says about unreadable bytes into a `DataError`; a refusal by the system stays what it is."""
+    try:
+        yield
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
+        if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+            raise
+        raise DataError(f"{path}: {what} cannot be read ({error})") from error
+
+
+def check_signature(path: Path) -> None:
+    """Raise `DataError` when a file does not begin as HDF5 files do."""
+    with path.open("rb") as file:
+        found = file.read(len(_SIGNATURE))
+    if found != _SIGNATURE:
+        raise DataError(f"{path} begins with {found!r}, expected {_SIGNATURE!r}: it is not an HDF5 file")
+
+
+def read_rows(dataset: h5py.Dataset, chains: slice, draws: slice, column: Column, *, path: Path) -> np.ndarray:
+    """Rows of a column; raises `DataError` naming the chains and draws of every chunk that is damaged."""
+    rows, chosen = column.rows(draws.start, draws.stop), range(*chains.indices(dataset.shape[0]))
+    try:
+        _check_index(dataset, chosen, rows)
+        values = dataset[chains, rows]
+    except OSError as error:
+        if error.errno in _NOT_DAMAGE:
+            raise
+        places = ", ".join(_damaged_chunks(dataset, chosen, rows, column)) or "an unknown place"
+        raise DataError(f"{path}: {column.path} is damaged at {places} ({error})") from error
+    return values if draws.step == 1 else values[:, :: draws.step]
+
+
+def verify(file: h5py.File, header: Header, columns: Mapping[str, Column], n_committed: int) -> list[tuple[int, int]]:
+    """The `(chain, draw)` of every committed configuration whose fields, history or checksum are damaged."""
+    damaged = []
+    for chain in range(header.chains):
+        for first in range(0, n_committed, header.block):
+            stop = min(first + header.block, n_committed)
+            damaged += [(chain, first + int(row)) for row in _damaged_rows(file, columns, chain, first, stop)]
+    return damaged
+
+
+def _damaged_rows(file: h5py.File, columns: Mapping[str, Column], chain: int, first: int, stop: int) -> np.ndarray:
+    try:
+        rows = {path: _chunk(file[path], chain, column.rows(first, stop)) for path, column in columns.items()}
+    except OSError as error:
+        if error.errno in _NOT_DAMAGE:
+            raise
+        return np.arange(stop - first)
+    fields = [rows[path][None] for path in sorted(rows) if path.startswith("fields/")]
+    return np.flatnonzero(checksums(fields)[0] != rows[CHECKSUM])
+
+
+def _damaged_chunks(dataset: h5py.Dataset, chains: range, rows: slice, column: Column) -> Iterator[str]:
+    length = dataset.chunks[1]
+    for chain in chains:
+        for first in range(rows.start - rows.start % length, rows.stop, length):
+            stop = min(first + length, dataset.shape[1])
+            try:
+                _chunk(dataset, chain, slice(first, stop))
+            except OSError:
+                draws = first // column.rows_per_draw, stop // column.rows_per_draw - 1
+                yield f"chain {chain} draws {draws[0]} to {draws[1]}"
+
+
+def _chunk(dataset: h5py.Dataset, chain: int, rows: slice) -> np.ndarray:
+    _check_index(dataset, range(chain, chain + 1), rows)
+    return dataset[chain, rows]
+
+
+def _check_index(dataset: h5py.Dataset, chains: range, rows: slice) -> None:
+    """Raise `OSError` when HDF5 has lost a chunk: it would serve the fill value, and without a word.
+
+    The index of the chunks is the one structure of the file that has no checksum.
+    """
+    length = dataset.chunks[1]
+    for chain in chains:
+        for first in range(rows.start - rows.start % length, rows.stop, length):
+            found = dataset.id.get_chunk_info_by_coord((chain, first, *(0,) * (dataset.ndim - 2)))
+            if found.byte_offset is None or found.filter_mask:
+                raise OSError("a chunk is missing from the index")

@@ -1,0 +1,129 @@
+"""Keys that must fit together: each check fails on its own, and is silent when a key that it needs is broken."""
+
+import pytest
+
+from latticeflow.config.loading import parse_config
+
+
+@pytest.mark.parametrize("shape", ["[8]", "[8, 8, 8]"])
+def test_gauge_theories_have_two_extents(gauge, problems, shape):
+    found = problems(gauge, f"lattice.shape={shape}")
+    assert list(found) == ["lattice.shape"]
+    assert "two extents" in found["lattice.shape"].expected
+    assert found["lattice.shape"].found == shape
+
+
+@pytest.mark.parametrize(("shape", "larger"), [("[6, 8]", "[8, 8]"), ("[8, 9]", "[8, 12]"), ("[1, 1]", "[4, 4]")])
+def test_a_gauge_flow_needs_multiples_of_four(gauge, problems, shape, larger):
+    found = problems(gauge, f"lattice.shape={shape}")
+    assert list(found) == ["lattice.shape"]
+    assert "multiples of 4" in found["lattice.shape"].expected
+    assert found["lattice.shape"].found == shape
+    assert larger in found["lattice.shape"].suggestion
+
+
+def test_other_extents_are_fine_without_a_flow(gauge):
+    overrides = ['sampler.flow={kind = "identity"}', "training.steps=0", "lattice.shape=[6, 7]"]
+    assert parse_config(gauge, overrides).lattice.shape == (6, 7)
+
+
+def test_a_gauge_flow_needs_a_gauge_theory(scalar, problems):
+    found = problems(scalar, "sampler.flow.kind=gauge")
+    assert list(found) == ["sampler.flow.kind"]
+    assert 'action.kind = "scalar"' in found["sampler.flow.kind"].expected
+
+
+@pytest.mark.parametrize("prior", ["haar", "quenched"])
+def test_link_priors_need_a_gauge_theory(scalar, problems, prior):
+    found = problems(scalar, f'sampler.prior={{kind = "{prior}"}}')
+    assert list(found) == ["sampler.prior.kind"]
+    assert '"normal"' in found["sampler.prior.kind"].expected
+
+
+def test_the_normal_prior_needs_the_scalar_field(gauge, problems):
+    found = problems(gauge, 'sampler.prior={kind = "normal"}')
+    assert list(found) == ["sampler.prior.kind"]
+    assert '"haar" or "quenched"' in found["sampler.prior.kind"].expected
+
+
+@pytest.mark.parametrize("m2", ["0", "-1.0"])
+def test_a_free_field_needs_a_positive_mass(scalar, problems, m2):
+    found = problems(scalar, "action.lam=0", f"action.m2={m2}")
+    assert list(found) == ["action.m2"]
+    assert "action.lam" in found["action.m2"].expected
+
+
+def test_an_interacting_field_may_have_any_mass(scalar):
+    assert parse_config(scalar, ["action.m2=-4"]).action.m2 == -4.0
+
+
+@pytest.mark.parametrize("dilations", ["[1, 1]", "[1, 1, 1, 1]"])
+def test_each_convolution_has_a_dilation(gauge, problems, dilations):
+    found = problems(gauge, f"sampler.flow.dilations={dilations}")
+    assert list(found) == ["sampler.flow.dilations"]
+    assert "3 entries" in found["sampler.flow.dilations"].expected
+
+
+def test_dilations_are_counted_against_the_default_of_hidden(problems):
+    text = '[lattice]\nshape=[8, 8]\n[action]\nkind="u1"\nbeta=1\n[sampler.flow]\nkind="gauge"\ndilations=[1]\n'
+    assert list(problems(text)) == ["sampler.flow.dilations"]
+
+
+def test_the_identity_cannot_be_trained(gauge, problems):
+    found = problems(gauge, 'sampler.flow={kind = "identity"}')
+    assert list(found) == ["training.steps"]
+    assert "nothing to train" in found["training.steps"].expected
+
+
+def test_the_identity_cannot_be_trained_for_the_default_number_of_steps(scalar, problems):
+    assert list(problems(scalar + "[training]\n")) == ["training.steps"]
+
+
+def test_no_steps_with_the_identity_are_fine(scalar):
+    assert parse_config(scalar, ["training.steps=0"]).training.steps == 0
+
+
+def test_forward_kl_needs_samples(gauge, problems):
+    text = gauge.replace("signal_clip = 8\n", "")
+    assert list(problems(text, "training.estimator=forward_kl")) == ["training.samples"]
+    config = parse_config(text, ["training.estimator=forward_kl", "training.samples=runs/a/ensemble.h5"])
+    assert config.training.samples == "runs/a/ensemble.h5"
+
+
+def test_samples_need_forward_kl(gauge, problems):
+    found = problems(gauge, "training.samples=ensemble.h5")
+    assert list(found) == ["training.samples"]
+    assert '"reinforce"' in found["training.samples"].expected
+
+
+@pytest.mark.parametrize("estimator", ["path", "reparametrisation"])
+def test_signal_clip_needs_reinforce(gauge, problems, estimator):
+    found = problems(gauge, f"training.estimator={estimator}")
+    assert list(found) == ["training.signal_clip"]
+    assert "training.gradient_clip" in found["training.signal_clip"].suggestion
+
+
+def test_holonomies_while_training_need_a_gauge_theory(scalar, problems):
+    found = problems(scalar, "training.steps=0", "training.holonomies=[12, 1]")
+    assert list(found) == ["training.holonomies"]
+
+
+def test_the_action_of_a_scalar_field_has_no_holonomies(scalar, problems):
+    assert list(problems(scalar, "action.holonomies=[12, 6]")) == ["action.holonomies"]
+
+
+def test_a_baseline_needs_a_gauge_theory(scalar, problems):
+    assert list(problems(scalar + "[baseline]\n")) == ["baseline"]
+
+
+def test_checks_that_need_a_broken_key_are_skipped(gauge, problems):
+    assert list(problems(gauge, "lattice.shape=[6, 0]")) == ["lattice.shape"]
+    assert list(problems(gauge, "action.kind=2", "lattice.shape=[8]")) == ["action.kind"]
+    assert list(problems(gauge, "sampler.flow.hidden=[]", "sampler.flow.dilations=[1]")) == ["sampler.flow.hidden"]
+    assert list(problems(gauge, "training.estimator=1", "training.samples=a.h5")) == ["training.estimator"]
+    assert list(problems("lattice = 3\n[action]\nkind = 'u1'\nbeta = 1\n")) == ["lattice"]
+
+
+def test_checks_that_do_not_need_it_are_not_skipped(gauge, problems):
+    found = problems(gauge, "action.kappa=0.7", "lattice.shape=[6, 8]", "training.estimator=path", "chain.block=0")
+    assert set(found) == {"action.kappa", "chain.block", "lattice.shape", "training.signal_clip"}
