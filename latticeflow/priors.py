@@ -1,6 +1,6 @@
 """Base distributions: independent normals, Haar-uniform links, and the exact quenched U(1) sampler.
 
-Each has `sample(n, generator=None)` in float64 and `log_prob(x) -> (n,)`; link densities are with respect to Haar measure.
+Each has `sample(n, generator=None)` in float64 and `log_prob(x) -> (n,)`; link densities refer to Haar measure.
 """
 
 import math
@@ -11,7 +11,7 @@ import torch
 from torch import Generator, Tensor
 
 from latticeflow.exact import u1_charge_log_z, u1_log_z
-from latticeflow.lattice import Shape, check_shape, volume
+from latticeflow.lattice import check_shape, volume
 from latticeflow.u1 import plaquette, random_gauge_transform, topological_charge, wrap
 
 

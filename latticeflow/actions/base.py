@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 class Action(ABC):
     """A lattice action: `exp(-S)` is the unnormalised density of the field.
 
-    `theory` names it in files, `field_name` names its field; `field_shape` gives one configuration's shape on a lattice.
+    `theory` names it in files, `field_name` names its field; `field_shape` gives the shape of one configuration.
 
     An action may be a marginal over the orbits of a finite group, `exp(-S_bar(x)) = mean_g exp(-S(g x))`; a chain then
     accepts and rejects with `S_bar` and draws g afterwards. `orbit`, `marginal` and `draw` say how; here the group

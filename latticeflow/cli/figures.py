@@ -13,7 +13,7 @@ SHOWN = ("plaquette", "topological_charge2", "condensate", "magnetisation_square
 
 
 def draw_figures(folder: RunFolder) -> list[str]:
-    """Write training.png, weights.png, autocorrelation.png and charge.png, those there is data for; return the paths."""
+    """Write training, weights, autocorrelation and charge (.png), those there is data for; return the paths."""
     drawn = {}
     with folder.ensemble() as ensemble:
         training, names = ensemble.training(), ensemble.observable_names

@@ -29,8 +29,8 @@ class RunFolder:
     def create(cls, path: Path, config: Config, *, resume: bool) -> "RunFolder":
         """Make the folder, or go back into it with `resume`.
 
-        Raises UsageError for a folder that exists, without `resume`; ConfigError, naming the keys, for one that was made
-        from another configuration.
+        Raises UsageError for a folder that exists, without `resume`; ConfigError, naming the keys, for one that was
+        made from another configuration.
         """
         folder = cls(path, config)
         if path.exists() and any(path.iterdir() if path.is_dir() else [path]):

@@ -1,5 +1,6 @@
 """Looking before running: what a configuration means, and what this machine has."""
 
+import math
 import os
 import platform
 import time
@@ -18,13 +19,14 @@ def describe(config: Config) -> str:
     """Return shapes, parameters, file size and a time estimate, from one trial step of each kind; nothing is stored."""
     action, sampler, chain = build_action(config), build_sampler(config), config.chain
     configurations = chain.replica * chain.draws
-    field_bytes = 8 * torch.Size(action.field_shape(config.lattice.shape)).numel()
+    shape = list(action.field_shape(config.lattice.shape))
+    megabytes = configurations * (8 * math.prod(shape) + 37) / 1e6
     parameters = sum(p.numel() for p in sampler.parameters())
     lines = [
         f"theory          {action}",
-        f"lattice         {list(config.lattice.shape)}, one configuration {list(action.field_shape(config.lattice.shape))}",
+        f"lattice         {list(config.lattice.shape)}, one configuration {shape}",
         f"sampler         prior {config.sampler.prior.kind}, flow {config.sampler.flow.kind}, {parameters} parameters",
-        f"ensemble        {chain.replica} replica x {chain.draws} draws, {configurations * (field_bytes + 37) / 1e6:.1f} MB",
+        f"ensemble        {chain.replica} replica x {chain.draws} draws, {megabytes:.1f} MB",
     ]
     seconds = 0.0
     if config.training is not None and config.training.steps:

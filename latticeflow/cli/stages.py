@@ -1,15 +1,13 @@
 """The stages of a run: train, sample, measure. Each finds in the folder what the one before left there."""
 
 import json
-import math
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from latticeflow.actions import Action, HolonomyMarginal
+from latticeflow.actions import Action
 from latticeflow.cli.folder import RunFolder, UsageError
 from latticeflow.cli.progress import ticker
 from latticeflow.config import Config

@@ -16,7 +16,6 @@ from latticeflow.config.schema import (
     ScalarSettings,
     U1Settings,
 )
-
 from latticeflow.flows import Bijection, Sequential, gauge_flow
 from latticeflow.mcmc import IndependenceMetropolis
 from latticeflow.priors import HaarUniform, Normal, Prior, QuenchedU1

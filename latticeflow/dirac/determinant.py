@@ -41,7 +41,8 @@ def log_abs_det(
 ) -> tuple[Tensor, Tensor]:
     """Return `log|det M|` and the sign of the (real) determinant.
 
-    `links (batch, 2, L0, L1) -> (batch,)` each; with `twists (n,)`, angles added to the temporal holonomy, `(batch, n)`.
+    `links (batch, 2, L0, L1) -> (batch,)` each; with `twists (n,)`, angles added to the temporal holonomy,
+    `(batch, n)`.
     `kappa` is a number or a tensor `(batch,)`; both links and kappa may carry gradients. `method` is "cyclic" (also
     "auto"), or "dense", the LU of the full matrix in O(V^3). Raises ValueError for an unknown method.
     """

@@ -45,23 +45,22 @@ class PlaquetteCoupling(Bijection):
         self.network = convolution_stack([FEATURES, *hidden, 3 * bins + 1], tables)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        active, pair, parameters = self._condition(z)
+        active, parameters = self._condition(z)
         new, log_slope = spline_forward(circular_spline(parameters[..., 1:]), active)
         return self._update(z, active, new + parameters[..., 0]), log_slope.sum(-1)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        active, pair, parameters = self._condition(x)
+        active, parameters = self._condition(x)
         old, log_slope = spline_inverse(circular_spline(parameters[..., 1:]), active - parameters[..., 0])
         return self._update(x, active, old), log_slope.sum(-1)
 
-    def _condition(self, links: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return active plaquettes `(batch, cells)`, the loops around active and passive ones, spline parameters."""
+    def _condition(self, links: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the active plaquettes `(batch, cells)` and their splines' parameters."""
         batch = len(links)
         loops = plaquette(links).reshape(batch, -1).index_select(1, self.columns).reshape(batch, 4, -1)
         passive, active, frozen, next_frozen = loops.unbind(1)
-        pair = passive + active
-        invariants = torch.stack([pair, frozen, next_frozen, frozen + next_frozen], dim=-1)
-        return active, pair, self.network(torch.cat([torch.cos(invariants), torch.sin(invariants)], dim=-1))
+        invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
+        return active, self.network(torch.cat([torch.cos(invariants), torch.sin(invariants)], dim=-1))
 
     def _update(self, links: Tensor, old: Tensor, new: Tensor) -> Tensor:
         moved = links.flatten(1).index_add(1, self.active_links, self.sign * (new - old))

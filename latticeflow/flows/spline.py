@@ -20,7 +20,7 @@ LOGIT_BOUND = 6.0
 
 
 class Spline(NamedTuple):
-    """Knots `x`, `y` of shape `(..., bins + 1)` from -pi to pi and the derivative at each, the last equal to the first."""
+    """Knots `x`, `y`, `(..., bins + 1)` from -pi to pi, and the derivative at each, the last equal to the first."""
 
     x: Tensor
     y: Tensor

@@ -48,9 +48,9 @@ def needed_bytes(header: Header, columns: Iterable[Column]) -> int:
     return _FIXED_BYTES + sum(_column_bytes(header, column) for column in columns)
 
 
-def fill_value(dtype: np.dtype) -> float | None:
+def fill_value(dtype: np.dtype) -> np.ndarray | None:
     """What rows hold before they are written: NaN, where the type has one, so that no reader takes them for data."""
-    return np.nan if dtype.kind in "fc" else None
+    return np.array(np.nan, dtype) if dtype.kind in "fc" else None
 
 
 def attach_axes(dataset: h5py.Dataset, axes: Sequence[str]) -> None:

@@ -7,27 +7,43 @@ at exit after one. The order is the promise: rows, fsync, marker, fsync.
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import h5py
 import numpy as np
 
-from latticeflow.storage.columns import Column
 from latticeflow.storage.header import MARKER
+from latticeflow.storage.integrity import damage_named
 
 _PIECE = 1 << 16  # bytes; every sum over one is below 2**53 and therefore exact in float64
 
 
-def commit_block(
-    descriptor: int, file: h5py.File, columns: Mapping[str, Column], rows: Mapping[str, np.ndarray], count: int
-) -> None:
-    """Write the last block of `count` draws, `rows` `(chain, ...)` by the path of their column, and count it."""
-    for path, values in rows.items():
-        last = columns[path].rows(0, count).stop
-        _write_chunks(descriptor, file[path], values, last - values.shape[1])
-    os.fsync(descriptor)
-    _write_at(descriptor, np.int64(count).astype("<i8").tobytes(), file[MARKER].id.get_offset())
-    os.fsync(descriptor)
+class BlockWriter:
+    """Writes the blocks of an ensemble file that is open as a descriptor, once HDF5 has said where its chunks are."""
+
+    def __init__(self, descriptor: int, file: h5py.File, columns: Iterable[str], *, block: int, path: Path) -> None:
+        self._descriptor = descriptor
+        self._block = block
+        with damage_named(path, "the places of the blocks"):
+            self._marker = file[MARKER].id.get_offset()
+            self._places = {name: _places(file[name]) for name in columns}
+            self._sizes = {name: math.prod(file[name].chunks) * file[name].dtype.itemsize for name in columns}
+
+    def commit(self, rows: Mapping[str, np.ndarray], count: int) -> None:
+        """Write the block that ends at draw `count`, `rows` `(chain, ...)` by their column, and then count it."""
+        number = math.ceil(count / self._block) - 1
+        for name, values in rows.items():
+            self._write_chunks(name, values, number)
+        os.fsync(self._descriptor)
+        _write_at(self._descriptor, count.to_bytes(8, "little"), self._marker)
+        os.fsync(self._descriptor)
+
+    def _write_chunks(self, name: str, values: np.ndarray, number: int) -> None:
+        """Write one chunk per chain; what the last rows leave of it is zeros."""
+        for rows, place in zip(values, self._places[name][:, number], strict=True):
+            content = rows.tobytes().ljust(self._sizes[name], b"\0")
+            _write_at(self._descriptor, content + fletcher32(content).to_bytes(4, "little"), int(place))
 
 
 def fletcher32(data: bytes) -> int:
@@ -48,12 +64,18 @@ def _folded(total: int) -> int:
     return (total - 1) % 65535 + 1 if total else 0
 
 
-def _write_chunks(descriptor: int, dataset: h5py.Dataset, values: np.ndarray, first_row: int) -> None:
-    """Write one chunk per chain; what the last rows leave of it is zeros."""
-    for chain, rows in enumerate(values):
-        content = rows.tobytes().ljust(math.prod(dataset.chunks) * values.itemsize, b"\0")
-        place = dataset.id.get_chunk_info_by_coord((chain, first_row, *(0,) * (dataset.ndim - 2)))
-        _write_at(descriptor, content + fletcher32(content).to_bytes(4, "little"), place.byte_offset)
+def _places(dataset: h5py.Dataset) -> np.ndarray:
+    """Where the chunks of a column are in the file, `(chain, block)`."""
+    length = dataset.chunks[1]
+    places = np.zeros((dataset.shape[0], math.ceil(dataset.shape[1] / length)), dtype=np.int64)
+
+    def note(chunk: h5py.h5d.StoreInfo) -> None:
+        places[chunk.chunk_offset[0], chunk.chunk_offset[1] // length] = chunk.byte_offset
+
+    dataset.id.chunk_iter(note)
+    if not places.all():
+        raise ValueError(f"{dataset.name} lacks {np.count_nonzero(places == 0)} of its {places.size} chunks")
+    return places
 
 
 def _write_at(descriptor: int, data: bytes, offset: int) -> None:

@@ -15,14 +15,16 @@ The leading axes are always `(chain, draw, ...)`, as in ArviZ and xarray; every 
 The root has the attributes format ("latticeflow-ensemble"), format_version (1), theory, lattice_shape, config (TOML),
 config_sha256, package_version, chains, draws and block.
 
-Rows at or beyond n_committed do not exist, whatever is there (NaN at first, where the type has it). All rows are allocated at creation in chunks of
-one chain and one block, with fletcher32 and without compression; a block is on the disk before n_committed counts it.
+Rows at or beyond n_committed do not exist, whatever is there (NaN at first, where the type has it). All rows are
+allocated at creation in chunks of one chain and one block, with fletcher32 and without compression; a block is on the
+disk before n_committed counts it. Texts have a fixed length.
 A later change of the file's structure goes through a journal (`<file>.journal`), gone when the change is complete.
 One process may write at a time (hold a `RunLock`); readers need no lock and see the draws that were there on opening.
 """
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -34,7 +36,7 @@ from latticeflow.storage import integrity, results
 from latticeflow.storage.allocation import create_file
 from latticeflow.storage.atomic import disk_full_named
 from latticeflow.storage.columns import CHECKSUM, columns_for, columns_of, members, named
-from latticeflow.storage.commit import commit_block
+from latticeflow.storage.commit import BlockWriter
 from latticeflow.storage.handle import Handle
 from latticeflow.storage.header import Header, check_equal, read_header, read_marker
 
@@ -182,13 +184,13 @@ class Ensemble:
         the end of the chain. The rows are on the disk before they count. Raises `ValueError` naming a missing or
         unknown column, a shape or a type that does not fit; then nothing is written.
         """
-        descriptor = self._handle.descriptor
+        writer = self._writer
         if self._n_committed == self.draws:
             raise ValueError(f"{self.path} has all of its {self.draws} draws; further ones need a further file")
         stop = min(self._n_committed + self.block, self.draws)
         rows = self._rows({"fields": fields, "history": history or {}, "proposals": proposals or {}}, stop)
         with disk_full_named(self.path, needed=sum(values.nbytes for values in rows.values())):
-            commit_block(descriptor, self._handle.file, self._columns, rows, stop)
+            writer.commit(rows, stop)
         self._n_committed = stop
         return stop
 
@@ -256,6 +258,10 @@ class Ensemble:
     def write_proposals(self, name: str, values: ArrayLike) -> None:
         """Store a set of proposals that no chain consumed, `(n,)` or `(chain, n)` float64, in place of an older one."""
         self._handle.edit(results.put_proposals, name, results.checked_proposals(self._handle.file, name, values))
+
+    @cached_property
+    def _writer(self) -> BlockWriter:
+        return BlockWriter(self._handle.descriptor, self._handle.file, self._columns, block=self.block, path=self.path)
 
     def _names(self, group: str) -> list[str]:
         return [path.partition("/")[2] for path in self._columns if path.startswith(f"{group}/")]

@@ -16,7 +16,7 @@ from latticeflow.storage.journal import Overlay, edited, journal_of, read_journa
 class Handle:
     """A file that is open to read ("r") or to append ("a").
 
-    HDF5 only ever reads, and its own file locks stay off, so that a reader cannot keep a run from writing. Raises
+    HDF5 only ever reads here, so its own file locks keep nobody from reading while a run writes. Raises
     `FileNotFoundError`, and `DataError` for a file that HDF5 cannot open.
     """
 

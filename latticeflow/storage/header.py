@@ -40,13 +40,13 @@ class Header:
 def write_header(file: h5py.File, header: Header) -> None:
     """Write the root attributes."""
     file.attrs.update(
-        format=FORMAT,
+        format=_text(FORMAT),
         format_version=FORMAT_VERSION,
-        theory=header.theory,
+        theory=_text(header.theory),
         lattice_shape=np.array(header.lattice_shape, dtype=np.int64),
-        config=header.config,
-        config_sha256=_sha256(header.config),
-        package_version=header.package_version,
+        config=_text(header.config),
+        config_sha256=_text(_sha256(header.config)),
+        package_version=_text(header.package_version),
         chains=header.chains,
         draws=header.draws,
         block=header.block,
@@ -55,17 +55,17 @@ def write_header(file: h5py.File, header: Header) -> None:
 
 def read_header(file: h5py.File, *, path: Path) -> Header:
     """Read and check the root attributes; raises `DataError` naming what was found and what was expected."""
-    attrs = file.attrs
+    attrs = {name: _plain(value) for name, value in file.attrs.items()}
     check_equal(path, "format", attrs.get("format"), FORMAT)
-    check_equal(path, "format_version", int(attrs["format_version"]), FORMAT_VERSION)
+    check_equal(path, "format_version", attrs["format_version"], FORMAT_VERSION)
     check_equal(path, "config_sha256", attrs["config_sha256"], _sha256(attrs["config"]))
     return Header(
         theory=attrs["theory"],
-        lattice_shape=tuple(attrs["lattice_shape"].tolist()),
+        lattice_shape=tuple(attrs["lattice_shape"]),
         config=attrs["config"],
-        chains=int(attrs["chains"]),
-        draws=int(attrs["draws"]),
-        block=int(attrs["block"]),
+        chains=attrs["chains"],
+        draws=attrs["draws"],
+        block=attrs["block"],
         package_version=attrs["package_version"],
     ).checked()
 
@@ -88,6 +88,18 @@ def check_equal(path: Path, what: str, found: object, expected: object) -> None:
 def is_count(value: object) -> bool:
     """Whether a value is an integer of at least 1."""
     return isinstance(value, int | np.integer) and not isinstance(value, bool) and value >= 1
+
+
+def _text(text: str) -> np.ndarray:
+    """Text of fixed length: HDF5 keeps text of variable length where no checksum protects it."""
+    data = text.encode("utf-8")
+    return np.array(data, dtype=h5py.string_dtype("utf-8", max(1, len(data))))
+
+
+def _plain(value: np.generic | np.ndarray | str) -> str | int | list[int]:
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    return value if isinstance(value, str) else value.tolist()
 
 
 def _sha256(text: str) -> str:

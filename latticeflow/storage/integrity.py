@@ -18,8 +18,9 @@ from latticeflow.storage.errors import DataError
 from latticeflow.storage.header import Header
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_UNREADABLE = (OSError, RuntimeError)  # what h5py raises for a failing checksum, depending on what it covers
 _REFUSALS = (errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.EMFILE, errno.ENFILE, errno.EROFS)
-_NOT_DAMAGE = (*_REFUSALS, errno.EIO, errno.ENOSPC, errno.EDQUOT)
+_REFUSALS += (errno.EIO, errno.ENOSPC, errno.EDQUOT, errno.EAGAIN)
 
 
 def checksums(fields: Sequence[np.ndarray]) -> np.ndarray:
@@ -37,8 +38,8 @@ def damage_named(path: Path, what: str) -> Iterator[None]:
     """Turn whatever HDF5 says about unreadable bytes into a `DataError`; a refusal by the system stays what it is."""
     try:
         yield
-    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError) as error:
-        if isinstance(error, OSError) and error.errno in _NOT_DAMAGE:
+    except (*_UNREADABLE, LookupError, ValueError, TypeError, AttributeError) as error:
+        if _is_refusal(error):
             raise
         raise DataError(f"{path}: {what} cannot be read ({error})") from error
 
@@ -53,13 +54,13 @@ def check_signature(path: Path) -> None:
 
 def read_rows(dataset: h5py.Dataset, chains: slice, draws: slice, column: Column, *, path: Path) -> np.ndarray:
     """Rows of a column; raises `DataError` naming the chains and draws of every chunk that is damaged."""
-    rows, chosen = column.rows(draws.start, draws.stop), range(*chains.indices(dataset.shape[0]))
+    rows = column.rows(draws.start, draws.stop)
     try:
-        _check_index(dataset, chosen, rows)
         values = dataset[chains, rows]
-    except OSError as error:
-        if error.errno in _NOT_DAMAGE:
+    except _UNREADABLE as error:
+        if _is_refusal(error):
             raise
+        chosen = range(*chains.indices(dataset.shape[0]))
         places = ", ".join(_damaged_chunks(dataset, chosen, rows, column)) or "an unknown place"
         raise DataError(f"{path}: {column.path} is damaged at {places} ({error})") from error
     return values if draws.step == 1 else values[:, :: draws.step]
@@ -77,9 +78,9 @@ def verify(file: h5py.File, header: Header, columns: Mapping[str, Column], n_com
 
 def _damaged_rows(file: h5py.File, columns: Mapping[str, Column], chain: int, first: int, stop: int) -> np.ndarray:
     try:
-        rows = {path: _chunk(file[path], chain, column.rows(first, stop)) for path, column in columns.items()}
-    except OSError as error:
-        if error.errno in _NOT_DAMAGE:
+        rows = {path: file[path][chain, column.rows(first, stop)] for path, column in columns.items()}
+    except _UNREADABLE as error:
+        if _is_refusal(error):
             raise
         return np.arange(stop - first)
     fields = [rows[path][None] for path in sorted(rows) if path.startswith("fields/")]
@@ -92,25 +93,12 @@ def _damaged_chunks(dataset: h5py.Dataset, chains: range, rows: slice, column: C
         for first in range(rows.start - rows.start % length, rows.stop, length):
             stop = min(first + length, dataset.shape[1])
             try:
-                _chunk(dataset, chain, slice(first, stop))
-            except OSError:
+                dataset[chain, first:stop]
+            except _UNREADABLE:
                 draws = first // column.rows_per_draw, stop // column.rows_per_draw - 1
                 yield f"chain {chain} draws {draws[0]} to {draws[1]}"
 
 
-def _chunk(dataset: h5py.Dataset, chain: int, rows: slice) -> np.ndarray:
-    _check_index(dataset, range(chain, chain + 1), rows)
-    return dataset[chain, rows]
-
-
-def _check_index(dataset: h5py.Dataset, chains: range, rows: slice) -> None:
-    """Raise `OSError` when HDF5 has lost a chunk: it would serve the fill value, and without a word.
-
-    The index of the chunks is the one structure of the file that has no checksum.
-    """
-    length = dataset.chunks[1]
-    for chain in chains:
-        for first in range(rows.start - rows.start % length, rows.stop, length):
-            found = dataset.id.get_chunk_info_by_coord((chain, first, *(0,) * (dataset.ndim - 2)))
-            if found.byte_offset is None or found.filter_mask:
-                raise OSError("a chunk is missing from the index")
+def _is_refusal(error: Exception) -> bool:
+    """Whether the system refused, which says nothing about the bytes."""
+    return isinstance(error, OSError) and error.errno in _REFUSALS

@@ -4,7 +4,8 @@ Blocks of a chain go into space that was allocated at creation, so writing them 
 Adding a group or a dataset later does: HDF5 spreads it over many writes, and a process that dies between two of them
 leaves a file that no program can read. Such a change is therefore made in memory (`Overlay`), saved beside the file as
 a journal of the changed pages, and only then copied into the file. Whoever opens the file for writing next finishes
-what a dead process began; a reader lays the journal over the file in memory.
+what a dead process began; a reader lays the journal over the file in memory. HDF5
+itself never opens the file for writing: that leaves a mark in it which, after a death, keeps every program out.
 """
 
 import io
@@ -21,7 +22,7 @@ import numpy as np
 from latticeflow.storage.atomic import atomic_write_bytes, disk_full_named, fsync_folder
 from latticeflow.storage.errors import DataError
 
-LIBVER = ("v110", "v110")  # readable since 2008, its structures carry checksums, and no flag says "still open"
+LIBVER = ("v110", "v110")  # readable since 2016, and every structure of its files carries a checksum
 _PAGE = 1 << 16
 
 

@@ -1,11 +1,11 @@
 r"""Gradient estimators of the reverse and forward Kullback-Leibler divergence.
 
-Each is a function `estimator(sampler, action, batch, generator) -> (surrogate, log_weight)`: backward through the scalar
-surrogate leaves the estimate in the parameters' gradients, and `log_weight = -S(x) - log q(x)`, `(batch,)` float64,
+Each is a function `estimator(sampler, action, batch, generator) -> (surrogate, log_weight)`: backward through the
+scalar surrogate leaves the estimate in the parameters' gradients, and `log_weight = -S(x) - log q(x)`, `(batch,)` float64,
 tells the loss bound and the ESS. With `signal = log q(x) + S(x)`:
 
-* reinforce        `mean( d log q(x) (signal - baseline) )`, x held fixed, leave-one-out baseline; needs S alone, and has
-                   zero variance at q = p (arXiv:2308.13294, section 2).
+* reinforce        `mean( d log q(x) (signal - baseline) )`, x held fixed, leave-one-out baseline; needs S alone, and
+                   has zero variance at q = p (arXiv:2308.13294, section 2).
 * reparametrisation `mean( d signal(f(z)) )`; needs dS/dx.
 * path             the same less the score term, `mean( d signal / dx  dx/dtheta )`; needs dS/dx, zero variance at q = p
                    (arXiv:1703.09194, 2207.08219).
