@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Generator, Tensor
 
-from latticeflow.exact import u1_charge_log_z, u1_log_z
+from latticeflow.exact import u1_charge_distribution, u1_log_z
 from latticeflow.lattice import check_shape, volume
 from latticeflow.u1 import plaquette, random_gauge_transform, topological_charge, wrap
 
@@ -61,22 +61,30 @@ class HaarUniform(Prior):
 
 
 class QuenchedU1(Prior):
-    r"""Independent draws of pure U(1) gauge theory, exactly: `q = exp(beta sum_x cos P(x) - c Q^2) / Z_c`.
+    r"""Independent draws of pure U(1) gauge theory, exactly: `q = exp(beta sum_x cos P(x) - F(Q)) / Z_F`.
 
-    `V - 1` plaquettes are drawn from the von Mises law and the last is minus their sum; that is accepted with
-    probability `exp(beta (cos P_last - 1) - c Q^2)`. Two uniform holonomies and a uniform gauge transformation make
-    links of it. `Z_c = Z sum_Q P(Q) exp(-c Q^2)` is the exact torus sum, `c` being `sector`.
-    Links are `(n, 2, L0, L1)`, densities with respect to Haar measure. Raises ValueError for negative or non-finite
-    `beta` or `sector`.
+    `F(Q) = c Q^2 + d |Q|`, `c` being `sector` and `d` being `sector_linear`, suppresses topological sectors. `V - 1`
+    plaquettes are drawn from the von Mises law and the last is minus their sum; that is accepted with probability
+    `exp(beta (cos P_last - 1) - F(Q))`. Two uniform holonomies and a uniform gauge transformation make links of it.
+    `Z_F = Z sum_Q P(Q) exp(-F(Q))` is the exact torus sum. Links are `(n, 2, L0, L1)`, densities with respect to Haar
+    measure. Raises ValueError for negative or non-finite `beta`, `sector` or `sector_linear`.
     """
 
-    def __init__(self, beta: float, shape: Sequence[int], *, sector: float = 0.0) -> None:
-        for name, value in (("beta", beta), ("sector", sector)):
+    def __init__(
+        self, beta: float, shape: Sequence[int], *, sector: float = 0.0, sector_linear: float = 0.0
+    ) -> None:
+        for name, value in (("beta", beta), ("sector", sector), ("sector_linear", sector_linear)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-        self.beta, self.sector = float(beta), float(sector)
+        self.beta, self.sector, self.sector_linear = float(beta), float(sector), float(sector_linear)
         self.shape = check_shape(shape, dimensions=2)
-        self.log_normalisation = u1_log_z(beta, self.shape) + u1_charge_log_z(beta, self.shape, sector)
+        charges, probabilities = u1_charge_distribution(self.beta, self.shape)
+        kept = torch.from_numpy(probabilities) * torch.exp(-self.suppression(torch.from_numpy(charges)))
+        self.log_normalisation = u1_log_z(self.beta, self.shape) + math.log(float(kept.sum()))
+
+    def suppression(self, charge: Tensor) -> Tensor:
+        """Return `F(Q)`, elementwise."""
+        return self.sector * charge**2 + self.sector_linear * charge.abs()
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         plaquettes = self._plaquettes(n, generator)
@@ -85,8 +93,7 @@ class QuenchedU1(Prior):
 
     def log_prob(self, x: Tensor) -> Tensor:
         cosines = torch.cos(plaquette(x)).flatten(1).sum(1)
-        suppression = self.sector * topological_charge(x) ** 2 if self.sector else 0.0
-        return self.beta * cosines - suppression - self.log_normalisation
+        return self.beta * cosines - self.suppression(topological_charge(x)) - self.log_normalisation
 
     def _plaquettes(self, n: int, generator: Generator | None) -> Tensor:
         """Return plaquette angles `(n, L0, L1)` whose sum is a multiple of 2 pi."""
@@ -97,7 +104,7 @@ class QuenchedU1(Prior):
             drawn = von_mises(self.beta, (2 * missing + 16, size - 1), generator)
             last = wrap(-drawn.sum(1))
             charge = torch.round((drawn.sum(1) + last) / (2 * math.pi))
-            log_accept = self.beta * (torch.cos(last) - 1) - self.sector * charge**2
+            log_accept = self.beta * (torch.cos(last) - 1) - self.suppression(charge)
             keep = torch.rand(len(drawn), **_draw(generator)).log() < log_accept
             accepted.append(torch.cat([drawn, last[:, None]], dim=1)[keep])
             missing -= int(keep.sum())

@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 import re
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,8 @@ def _read(path: Path, map_location: str) -> dict[str, Any]:
     damage = _damage(path)
     if damage is not None:
         raise DataError(f"{path}: {damage}")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"{path}: refused, not a file that torch.save writes")
     try:
         payload = torch.load(path, map_location=map_location, weights_only=True)
         version, step, state = payload["format_version"], payload["step"], payload["state"]

@@ -23,12 +23,14 @@ One process may write at a time (hold a `RunLock`); readers need no lock and see
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import h5py
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
@@ -37,10 +39,14 @@ from latticeflow.storage.allocation import create_file
 from latticeflow.storage.atomic import disk_full_named
 from latticeflow.storage.columns import CHECKSUM, columns_for, columns_of, members, named
 from latticeflow.storage.commit import BlockWriter
+from latticeflow.storage.errors import DataError
 from latticeflow.storage.handle import Handle
 from latticeflow.storage.header import Header, check_equal, read_header, read_marker
 
 ALL = slice(None)
+Result = TypeVar("Result")
+_LOOKS = 4
+_PAUSE = 0.05  # seconds; a change takes a few milliseconds
 
 
 class Ensemble:
@@ -165,11 +171,11 @@ class Ensemble:
 
     @property
     def proposal_names(self) -> list[str]:
-        return members(self._handle.file["proposals"])
+        return self._result("proposals", lambda file: members(file["proposals"]))
 
     @property
     def observable_names(self) -> list[str]:
-        return members(self._handle.file["observables"])
+        return self._result("observables", lambda file: members(file["observables"]))
 
     def append(
         self,
@@ -210,8 +216,7 @@ class Ensemble:
         path = f"proposals/{named(self.path, self.proposal_names, name, 'proposals')}"
         if path in self._columns:
             return self._read(path, ALL, ALL)
-        with integrity.damage_named(self.path, path):
-            return self._handle.file[path][...]
+        return self._result(path, lambda file: file[path][...])
 
     def iter_blocks(self, name: str, *, size: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
         """Go through a field by `size` draws (one block if not given), as pairs of the draws and `(chain, b, ...)`."""
@@ -232,8 +237,7 @@ class Ensemble:
     def observable(self, name: str) -> np.ndarray:
         """An observable `(chain, measured draw, ...)`; raises as `field` does."""
         named(self.path, self.observable_names, name, "observable")
-        with integrity.damage_named(self.path, f"observables/{name}"):
-            return results.get_observable(self._handle.file, name)
+        return self._result(f"observables/{name}", lambda file: results.get_observable(file, name))
 
     def write_analysis(
         self, name: str, numbers: Mapping[str, results.Scalar], arrays: Mapping[str, ArrayLike] | None = None
@@ -243,8 +247,7 @@ class Ensemble:
 
     def analysis(self) -> dict[str, dict[str, Any]]:
         """The numbers and arrays of every analysed observable, by its name; raises `DataError`."""
-        with integrity.damage_named(self.path, "analysis"):
-            return results.get_analysis(self._handle.file)
+        return self._result("analysis", results.get_analysis)
 
     def write_training(self, record: Mapping[str, ArrayLike]) -> None:
         """Store the training record, whole, in place of an older one: `step` and other arrays, all `(steps,)`."""
@@ -252,8 +255,7 @@ class Ensemble:
 
     def training(self) -> dict[str, np.ndarray]:
         """The training record, arrays `(steps,)` by name, empty when there is none; raises `DataError`."""
-        with integrity.damage_named(self.path, "training"):
-            return results.get_training(self._handle.file)
+        return self._result("training", results.get_training)
 
     def write_proposals(self, name: str, values: ArrayLike) -> None:
         """Store a set of proposals that no chain consumed, `(n,)` or `(chain, n)` float64, in place of an older one."""
@@ -265,6 +267,18 @@ class Ensemble:
 
     def _names(self, group: str) -> list[str]:
         return [path.partition("/")[2] for path in self._columns if path.startswith(f"{group}/")]
+
+    def _result(self, what: str, read: Callable[[h5py.File], Result]) -> Result:
+        """Read what is not part of the chain; look again when a run may have been changing it at that moment."""
+        for _ in range(_LOOKS - 1):
+            try:
+                with integrity.damage_named(self.path, what):
+                    return read(self._handle.file)
+            except DataError:
+                time.sleep(_PAUSE)
+                self._handle.look_again()
+        with integrity.damage_named(self.path, what):
+            return read(self._handle.file)
 
     def _read(self, path: str, draws: slice, chains: slice) -> np.ndarray:
         if draws.step is not None and draws.step < 1:

@@ -10,7 +10,7 @@ import h5py
 
 from latticeflow.storage.errors import LockedError
 from latticeflow.storage.integrity import check_signature, damage_named
-from latticeflow.storage.journal import Overlay, edited, journal_of, read_journal, recover
+from latticeflow.storage.journal import Overlay, edited, read_journal, recover
 
 
 class Handle:
@@ -55,7 +55,12 @@ class Handle:
             with edited(self.path) as file:
                 change(file, *arguments)
         finally:
-            self.file = self._open_to_read()
+            self.look_again()
+
+    def look_again(self) -> None:
+        """Forget what was read of the file, which another process may have changed since."""
+        self._reading.close()
+        self.file = self._open_to_read()
 
     def close(self) -> None:
         self._reading.close()
@@ -70,9 +75,10 @@ class Handle:
     def _open_to_read(self) -> h5py.File:
         check_signature(self.path)
         with damage_named(self.path, "the file"):
-            if not journal_of(self.path).exists():
+            pages = read_journal(self.path)
+            if pages is None:
                 return self._reading.enter_context(h5py.File(self.path, "r"))
-            overlay = self._reading.enter_context(Overlay(self.path, pages=read_journal(self.path)))
+            overlay = self._reading.enter_context(Overlay(self.path, pages=pages))
             return self._reading.enter_context(h5py.File(overlay, "r"))
 
 

@@ -68,17 +68,19 @@ def read_rows(dataset: h5py.Dataset, chains: slice, draws: slice, column: Column
 
 def verify(file: h5py.File, header: Header, columns: Mapping[str, Column], n_committed: int) -> list[tuple[int, int]]:
     """The `(chain, draw)` of every committed configuration whose fields, history or checksum are damaged."""
-    damaged = []
+    datasets, damaged = {path: file[path] for path in columns}, []
     for chain in range(header.chains):
         for first in range(0, n_committed, header.block):
             stop = min(first + header.block, n_committed)
-            damaged += [(chain, first + int(row)) for row in _damaged_rows(file, columns, chain, first, stop)]
+            damaged += [(chain, first + int(row)) for row in _damaged_rows(datasets, columns, chain, first, stop)]
     return damaged
 
 
-def _damaged_rows(file: h5py.File, columns: Mapping[str, Column], chain: int, first: int, stop: int) -> np.ndarray:
+def _damaged_rows(
+    datasets: Mapping[str, h5py.Dataset], columns: Mapping[str, Column], chain: int, first: int, stop: int
+) -> np.ndarray:
     try:
-        rows = {path: file[path][chain, column.rows(first, stop)] for path, column in columns.items()}
+        rows = {path: datasets[path][chain, column.rows(first, stop)] for path, column in columns.items()}
     except _UNREADABLE as error:
         if _is_refusal(error):
             raise

@@ -131,18 +131,21 @@ def recover(path: Path) -> bool:
 
     Raises `DataError` when the journal is damaged.
     """
-    if not journal_of(path).exists():
+    pages = read_journal(path)
+    if pages is None:
         return False
-    _replay(path, read_journal(path))
+    _replay(path, pages)
     return True
 
 
-def read_journal(path: Path) -> Pages:
-    """The pages in a file's journal; raises `DataError` when it is damaged."""
+def read_journal(path: Path) -> Pages | None:
+    """The pages in a file's journal, if it has one; raises `DataError` when it is damaged."""
     try:
-        with np.load(journal_of(path), allow_pickle=False) as saved:
+        with journal_of(path).open("rb") as file, np.load(file, allow_pickle=False) as saved:
             numbers, content = saved["numbers"].tolist(), saved["content"]
             return Pages(int(saved["size"]), {n: page.tobytes() for n, page in zip(numbers, content, strict=True)})
+    except FileNotFoundError:
+        return None
     except (ValueError, LookupError, EOFError, zipfile.BadZipFile) as error:
         raise DataError(f"{journal_of(path)}: damaged journal of an interrupted change ({error})") from error
 

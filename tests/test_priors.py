@@ -1,0 +1,280 @@
+"""Priors against closed forms: exact charge distribution, plaquette, partition functions and single-link laws.
+
+Thresholds of statistical tests are set for a false-alarm rate of 1e-5 or less per case (chi^2 p-values) or 4.9 standard
+deviations (1e-6); all generators are seeded.
+"""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import ive
+from scipy.stats import chisquare, kstest, norm, vonmises
+
+from latticeflow.exact import u1_charge_distribution, u1_charge_log_z, u1_log_z
+from latticeflow.priors import HaarUniform, Normal, QuenchedU1, links_from_plaquettes, von_mises
+from latticeflow.u1 import plaquette, polyakov_loop, topological_charge
+
+BETAS = [0.0, 0.5, 2.0, 6.0, 30.0]
+SHAPES = [(2, 2), (3, 4), (4, 4), (8, 8)]
+SAMPLES = 3000
+DEVIATIONS = 4.9
+
+PRIORS = {
+    "normal 1d": (Normal((5,), scale=0.7), (5,)),
+    "normal 3d": (Normal((2, 3, 4)), (2, 3, 4)),
+    "haar": (HaarUniform((3, 5)), (2, 3, 5)),
+    "quenched": (QuenchedU1(2.0, (3, 5)), (2, 3, 5)),
+    "quenched with sectors": (QuenchedU1(1.0, [4, 4], sector=0.6), (2, 4, 4)),
+    "quenched without freedom": (QuenchedU1(2.0, (1, 2)), (2, 1, 2)),
+}
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def mean_and_error(values):
+    array = np.asarray(values, dtype=np.float64)
+    return array.mean(), array.std() / math.sqrt(len(array))
+
+
+def exact_charges(beta, shape, sector):
+    charges, probabilities = u1_charge_distribution(beta, shape)
+    weights = probabilities * np.exp(-sector * charges**2.0)
+    return charges, weights / weights.sum()
+
+
+def exact_plaquette(beta, shape, sector, *, step=1e-4):
+    """`(1/V) d log Z_c / d beta`, from one side so that beta = 0 is included."""
+    log_z = [u1_log_z(b, shape) + u1_charge_log_z(b, shape, sector) for b in (beta, beta + step, beta + 2 * step)]
+    return (-3 * log_z[0] + 4 * log_z[1] - log_z[2]) / (2 * step * math.prod(shape))
+
+
+def merged(observed, expected):
+    """Counts with all bins that expect fewer than five put into one."""
+    rare = expected < 5
+    pooled = np.append(expected[~rare], expected[rare].sum())
+    return np.append(observed[~rare], observed[rare].sum()), pooled
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_contract_of_every_prior(name):
+    prior, shape = PRIORS[name]
+    first, again, other = prior.sample(7, seeded(1)), prior.sample(7, seeded(1)), prior.sample(7, seeded(2))
+    assert first.shape == (7, *shape)
+    assert first.dtype == torch.float64
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    log_prob = prior.log_prob(first)
+    assert log_prob.shape == (7,)
+    assert log_prob.dtype == torch.float64
+    for i in range(7):
+        torch.testing.assert_close(prior.log_prob(first[i : i + 1])[0], log_prob[i])
+    assert len(torch.unique(first.reshape(7, -1), dim=0)) == 7
+
+
+@pytest.mark.parametrize("name", PRIORS)
+def test_without_a_generator_the_global_one_serves(name):
+    prior, shape = PRIORS[name]
+    torch.manual_seed(3)
+    first = prior.sample(2)
+    torch.manual_seed(3)
+    assert torch.equal(prior.sample(2), first)
+    assert first.shape == (2, *shape)
+
+
+@pytest.mark.parametrize(("shape", "scale"), [((5,), 1.0), ((3, 4), 0.3), ((2, 3, 2), 2.5)])
+def test_normal_density_in_closed_form(shape, scale):
+    prior = Normal(shape, scale=scale)
+    x = 2 * torch.randn(6, *shape, dtype=torch.float64, generator=seeded(4))
+    expected = norm.logpdf(x.numpy(), scale=scale).reshape(6, -1).sum(axis=1)
+    np.testing.assert_allclose(prior.log_prob(x).numpy(), expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
+def test_normal_samples_are_normal(scale):
+    """Kolmogorov-Smirnov over all sites at 1e-6, and correlations of neighbouring sites at 4.9 deviations."""
+    x = Normal((3, 4), scale=scale).sample(SAMPLES, seeded(5)).reshape(SAMPLES, 12).numpy() / scale
+    assert kstest(x.ravel(), "norm").pvalue > 1e-6
+    mean, error = mean_and_error((x[:, :-1] * x[:, 1:]).ravel())
+    assert abs(mean) < DEVIATIONS * error
+
+
+def test_haar_density_is_one():
+    prior = HaarUniform((3, 4))
+    assert torch.equal(prior.log_prob(prior.sample(5, seeded(6))), torch.zeros(5, dtype=torch.float64))
+
+
+def test_haar_links_are_uniform():
+    """Kolmogorov-Smirnov over all links, at 1e-6."""
+    links = HaarUniform((3, 4)).sample(SAMPLES, seeded(7)).numpy()
+    assert kstest(links.ravel(), "uniform", args=(-math.pi, 2 * math.pi)).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("sector", [0.0, 0.6])
+@pytest.mark.parametrize("beta", BETAS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_quenched_charges_and_plaquette(shape, beta, sector):
+    """Chi^2 of the charges with p above 1e-5, the plaquette within 4.9 deviations: 5e-4 for all 40 cases together."""
+    links = QuenchedU1(beta, shape, sector=sector).sample(SAMPLES, seeded(8))
+    charges, probabilities = exact_charges(beta, shape, sector)
+    sampled = topological_charge(links).numpy()
+    assert sampled.min() >= charges[0]
+    assert sampled.max() <= charges[-1]
+    observed, expected = merged((sampled[:, None] == charges).sum(0), SAMPLES * probabilities)
+    if expected[-1] < 1e-6:
+        assert observed[-1] == 0
+        observed, expected = observed[:-1], expected[:-1]
+    if len(expected) > 1:
+        assert chisquare(observed, expected, sum_check=False).pvalue > 1e-5
+    mean, error = mean_and_error(torch.cos(plaquette(links)).mean((1, 2)))
+    assert abs(mean - exact_plaquette(beta, shape, sector)) < DEVIATIONS * error
+
+
+@pytest.mark.parametrize("shape", [(1, 2), (3, 1), (2, 2), (3, 4)])
+@pytest.mark.parametrize(("beta", "sector"), [(0.0, 1.0), (0.5, 0.0), (1.0, 0.6)])
+def test_quenched_density_integrates_to_one_over_haar_links(shape, beta, sector):
+    """The Haar mean of the density, within 4.9 deviations."""
+    links = HaarUniform(shape).sample(20_000, seeded(9))
+    mean, error = mean_and_error(QuenchedU1(beta, shape, sector=sector).log_prob(links).exp())
+    assert abs(mean - 1) < DEVIATIONS * error + 1e-12
+    assert error < 0.1
+
+
+@pytest.mark.parametrize("shape", [(2, 2), (3, 4), (8, 8)])
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [((2.0, 0.0), (2.3, 0.0)), ((2.0, 0.3), (1.8, 0.0)), ((0.0, 0.0), (0.2, 0.5)), ((6.0, 0.6), (6.2, 0.1))],
+)
+def test_reweighting_gives_the_ratio_of_partition_functions(shape, first, second):
+    """The mean of `exp(-S_2 + S_1)` against exact character sums, within 4.9 deviations."""
+    prior = QuenchedU1(first[0], shape, sector=first[1])
+    links = prior.sample(SAMPLES, seeded(10))
+    cosines, charge2 = torch.cos(plaquette(links)).sum((1, 2)), topological_charge(links) ** 2
+    mean, error = mean_and_error((second[0] * cosines - second[1] * charge2 - prior.log_prob(links)).exp())
+    exact = math.exp(u1_log_z(second[0], shape) + u1_charge_log_z(second[0], shape, second[1]))
+    assert abs(mean - exact) < DEVIATIONS * error
+    assert error < 0.2 * exact
+    other = QuenchedU1(second[0], shape, sector=second[1])
+    mean, error = mean_and_error((other.log_prob(links) - prior.log_prob(links)).exp())
+    assert abs(mean - 1) < DEVIATIONS * error
+
+
+@pytest.mark.parametrize("sector", [0.0, 0.8])
+def test_density_is_the_boltzmann_weight(sector):
+    prior = QuenchedU1(1.5, (3, 4), sector=sector)
+    links = HaarUniform((3, 4)).sample(40, seeded(11))
+    angles = plaquette(links).numpy()
+    charge = np.round(((angles + math.pi) % (2 * math.pi) - math.pi).sum((1, 2)) / (2 * math.pi))
+    expected = 1.5 * np.cos(angles).sum((1, 2)) - sector * charge**2
+    offset = prior.log_prob(links).numpy() - expected
+    np.testing.assert_allclose(offset, -u1_log_z(1.5, (3, 4)) - u1_charge_log_z(1.5, (3, 4), sector), atol=1e-11)
+    assert np.any(charge != 0)
+
+
+@pytest.mark.parametrize("beta", [0.5, 6.0])
+def test_quenched_links_are_uniform_one_by_one_and_in_pairs(beta):
+    """Fourier modes of links and pairs, none of them gauge invariant: each `n |mean|^2` exceeds 23 at a rate of 1e-10.
+
+    With 600 modes the false-alarm rate is 6e-8.
+    """
+    links = QuenchedU1(beta, (3, 4)).sample(SAMPLES, seeded(12)).reshape(SAMPLES, 24).numpy()
+    assert links.min() > -math.pi
+    assert links.max() <= math.pi
+    modes = [k * links[:, i] for k in (1, 2) for i in range(24)]
+    modes += [links[:, i] + sign * links[:, j] for i, j in itertools.combinations(range(24), 2) for sign in (1, -1)]
+    powers = [SAMPLES * abs(np.exp(1j * mode).mean()) ** 2 for mode in modes]
+    assert max(powers) < 23
+    assert np.mean(powers) == pytest.approx(1, abs=0.35)
+
+
+def test_quenched_polyakov_loops_are_uniform_whatever_the_plaquettes():
+    """Kolmogorov-Smirnov of both loops in each half of the plaquette distribution, p above 1e-6."""
+    links = QuenchedU1(2.0, (3, 4)).sample(SAMPLES, seeded(13))
+    cosine = torch.cos(plaquette(links))[:, 0, 0]
+    for mu, half in itertools.product((0, 1), (cosine > 0.8, cosine <= 0.8)):
+        angle = np.mod(polyakov_loop(links, mu)[half, 0].numpy(), 2 * math.pi)
+        assert len(angle) > 200
+        assert kstest(angle, "uniform", args=(0, 2 * math.pi)).pvalue > 1e-6
+
+
+def test_every_plaquette_has_the_same_law():
+    """The plaquette that closes the torus is drawn differently: its mean cosine agrees within 4.9 deviations."""
+    angles = plaquette(QuenchedU1(2.0, (2, 2), sector=0.3).sample(4 * SAMPLES, seeded(14)))
+    for x0, x1 in itertools.product(range(2), range(2)):
+        mean, error = mean_and_error(torch.cos(angles[:, x0, x1]))
+        assert abs(mean - exact_plaquette(2.0, (2, 2), 0.3)) < DEVIATIONS * error
+
+
+@pytest.mark.xfail(strict=True, raises=(RuntimeError, ValueError), reason="von_mises cannot draw an empty tensor")
+@pytest.mark.parametrize(("shape", "n"), [((1, 1), 5), ((2, 2), 0)])
+def test_quenched_on_one_site_and_empty_batches(shape, n):
+    assert QuenchedU1(2.0, shape).sample(n, seeded(15)).shape == (n, 2, *shape)
+
+
+@pytest.mark.parametrize("concentration", [0.0, 0.5, 2.0, 6.0, 30.0, 1000.0])
+def test_von_mises_moments_are_bessel_ratios(concentration):
+    """`<cos m x> = I_m / I_0` and `<sin m x> = 0` within 4.9 deviations, and Kolmogorov-Smirnov above 1e-6."""
+    size = 20_000
+    x = von_mises(concentration, (size,), seeded(16)).numpy()
+    ratios = [ive(m, concentration) / ive(0, concentration) for m in range(7)]
+    for m in (1, 2, 3):
+        error = math.sqrt(max((1 + ratios[2 * m]) / 2 - ratios[m] ** 2, 0) / size)
+        assert abs(np.cos(m * x).mean() - ratios[m]) < DEVIATIONS * error
+        assert abs(np.sin(m * x).mean()) < DEVIATIONS * math.sqrt((1 - ratios[2 * m]) / 2 / size)
+    law = vonmises(concentration) if concentration else None
+    assert kstest(x, law.cdf if law else lambda t: (t + math.pi) / (2 * math.pi)).pvalue > 1e-6
+
+
+def test_von_mises_shape_and_independence():
+    x = von_mises(2.0, (200, 3, 5), seeded(17))
+    assert x.shape == (200, 3, 5)
+    assert x.dtype == torch.float64
+    assert x.unique().numel() == 3000
+    flat = np.sin(x.numpy().ravel())
+    mean, error = mean_and_error(flat[1:] * flat[:-1])
+    assert abs(mean) < DEVIATIONS * error  # 1e-6
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 1), (2, 2), (3, 5), (4, 4)])
+def test_links_from_plaquettes_round_trip(shape):
+    generator = seeded(18)
+    drawn = 2 * math.pi * torch.rand(6, math.prod(shape), dtype=torch.float64, generator=generator) - math.pi
+    drawn[:, -1] = 2 * math.pi * torch.arange(-3.0, 3.0).double() - drawn[:, :-1].sum(1)
+    plaquettes = drawn.reshape(6, *shape)
+    holonomies = 2 * math.pi * torch.rand(6, 2, dtype=torch.float64, generator=generator)
+    links = links_from_plaquettes(plaquettes, holonomies)
+    assert links.shape == (6, 2, *shape)
+    torch.testing.assert_close(torch.exp(1j * plaquette(links)), torch.exp(1j * plaquettes), rtol=0, atol=1e-12)
+    for mu in (0, 1):
+        torch.testing.assert_close(polyakov_loop(links, mu)[:, 0], holonomies[:, mu], rtol=0, atol=1e-12)
+
+
+def test_links_from_plaquettes_keep_the_charge():
+    plaquettes = torch.full((1, 3, 4), 2 * math.pi * 2 / 12, dtype=torch.float64)
+    links = links_from_plaquettes(plaquettes, torch.zeros(1, 2, dtype=torch.float64))
+    assert float(topological_charge(links)) == 2
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
+def test_bad_scale_is_named(scale):
+    with pytest.raises(ValueError, match=f"scale must be positive and finite, got {scale!r}"):
+        Normal((4,), scale=scale)
+
+
+@pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
+def test_bad_quenched_couplings_are_named(value):
+    with pytest.raises(ValueError, match=f"beta must be finite and not negative, got {value!r}"):
+        QuenchedU1(value, (4, 4))
+    with pytest.raises(ValueError, match=f"sector must be finite and not negative, got {value!r}"):
+        QuenchedU1(1.0, (4, 4), sector=value)
+
+
+@pytest.mark.parametrize("shape", [(4,), (4, 0), (2, 2, 2)])
+@pytest.mark.parametrize("make", [HaarUniform, lambda shape: QuenchedU1(1.0, shape)])
+def test_bad_gauge_shapes_are_named(make, shape):
+    with pytest.raises(ValueError, match="lattice shape"):
+        make(shape)
