@@ -14,6 +14,7 @@ from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_bare_action, build_kernel, build_sampler, build_trainer
 from latticeflow.mcmc import ChainState, IndependenceMetropolis, StepInfo
 from latticeflow.observables import measure, observables
+from latticeflow.priors import QuenchedU1
 from latticeflow.samplers import FlowSampler, quenched_baseline, tune_quenched
 from latticeflow.stats import ess
 from latticeflow.storage import DataError, Ensemble, load_checkpoint, save_checkpoint
@@ -94,7 +95,7 @@ def sample(folder: RunFolder) -> None:
                 note = f"acceptance {ensemble.history('accepted').mean():.3f}  ESS {ess(log_weights):.3f}"
                 counter.advance(size, note)
         _write_training(folder, ensemble)
-        if config.action.kind != "scalar" and "baseline_log_weight" not in ensemble.proposal_names:
+        if config.baseline is not None and "baseline_log_weight" not in ensemble.proposal_names:
             _write_baseline(folder, ensemble)
 
 
@@ -197,14 +198,16 @@ def _rewrite_metrics(folder: RunFolder, trainer: Trainer) -> None:
 
 
 def _write_baseline(folder: RunFolder, ensemble: Ensemble) -> None:
-    config, action = folder.config, build_action(folder.config)
-    settings, shape = config.baseline, config.lattice.shape
-    generator = stream(config.run.seed, "baseline", device="cpu")
-    beta, sector = tune_quenched(action, shape, beta=config.action.beta, generator=generator)
-    beta = beta if settings is None or settings.beta is None else settings.beta
-    sector = sector if settings is None or settings.sector is None else settings.sector
-    samples = 4096 if settings is None else settings.samples
-    baseline = quenched_baseline(action, shape, samples=samples, beta=beta, sector=sector, generator=generator)
+    """Weigh quenched draws at the configured coupling, or at the one closest to the target, and store the weights."""
+    config, action, settings = folder.config, build_action(folder.config), folder.config.baseline
+    generator = stream(config.run.seed, "baseline")
+    if settings.beta is None:
+        prior = tune_quenched(action, config.lattice.shape, beta=config.action.beta, generator=generator)
+    else:
+        factor = {"sector": settings.sector, "sector_linear": settings.sector_linear}
+        prior = QuenchedU1(settings.beta, config.lattice.shape, **factor)
+    baseline = quenched_baseline(prior, action, samples=settings.samples, generator=generator)
     ensemble.write_proposals("baseline_log_weight", baseline.log_weight.numpy())
     ensemble.write_proposals("baseline_plain_log_weight", baseline.plain_log_weight.numpy())
-    ensemble.write_analysis("baseline", {"beta": beta, "sector": sector})
+    law = {"beta": prior.beta, "sector": prior.sector, "sector_linear": prior.sector_linear}
+    ensemble.write_analysis("baseline", law)

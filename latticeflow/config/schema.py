@@ -95,7 +95,8 @@ class QuenchedSettings(Settings):
 
     kind: Literal["quenched"] = Field(description="exact quenched U(1)")
     beta: Beta | None = Field(None, description="gauge coupling of the prior, dimensionless (absent: the action's)")
-    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2), dimensionless")
+    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2 - d abs(Q)), dimensionless")
+    sector_linear: NonNegative = Field(0.0, description="d in the sector factor exp(-c Q^2 - d abs(Q)), dimensionless")
 
 
 class NormalSettings(Settings):
@@ -111,10 +112,15 @@ class GaugeFlowSettings(Settings):
     kind: Literal["gauge"] = Field(description="plaquette couplings")
     layers: Count = Field(8, description="number of couplings; 8 update every link once")
     bins: int = Field(6, ge=2, le=64, description="bins of each circular spline")
-    hidden: Counts = Field((32, 32), description="channels of the conditioner's hidden convolutions")
-    kernel: Annotated[Count, AfterValidator(odd)] = Field(3, description="side of the convolutions, in mask cells")
+    hidden: Counts = Field((64, 64), description="channels of the conditioner's hidden layers")
+    conditioner: Literal["global", "local"] = Field(
+        "global", description="first layer sees all mask cells, the others one each; or convolutions throughout"
+    )
+    kernel: Annotated[Count, AfterValidator(odd)] = Field(
+        3, description="side of the convolutions of a local conditioner, in mask cells"
+    )
     dilations: Counts | None = Field(
-        None, description="dilation of each convolution, in mask cells, one more than hidden (absent: all 1)"
+        None, description="dilation of each local convolution, in mask cells, one more than hidden (absent: all 1)"
     )
 
 
@@ -141,7 +147,7 @@ class TrainingSettings(Settings):
     """Stochastic gradient training of the sampler."""
 
     estimator: Literal["reinforce", "reparametrisation", "path", "forward_kl"] = Field(
-        "reinforce", description="gradient estimator; the first three are of reverse KL and draw from the sampler"
+        "path", description="gradient estimator; the first three are of reverse KL and draw from the sampler"
     )
     steps: Natural = Field(1000, description="optimiser steps")
     batch: Several = Field(128, description="configurations per batch")
@@ -154,7 +160,7 @@ class TrainingSettings(Settings):
     decay: Literal["cosine", "none"] = Field("cosine", description="learning rate after the warm-up")
     gradient_clip: Positive | None = Field(None, description="largest norm of the gradient (absent: not clipped)")
     signal_clip: Positive | None = Field(
-        None, description="largest |signal - baseline| of the reinforce estimator, dimensionless (absent: not clipped)"
+        None, description="bound on abs(signal - baseline) of the reinforce estimator, dimensionless (absent: not clipped)"
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the flow")
     window: Count = Field(50, description="batches pooled into the running ESS, which also selects the best weights")
@@ -182,11 +188,11 @@ class BaselineSettings(Settings):
 
     samples: Several = Field(4096, description="independent draws")
     beta: Beta | None = Field(
-        None, description="gauge coupling of the draws, dimensionless (absent: chosen automatically)"
+        None,
+        description="gauge coupling of the draws (absent: coupling and sector factor closest to the target are found)",
     )
-    sector: NonNegative | None = Field(
-        None, description="c in the sector factor exp(-c Q^2) (absent: chosen automatically)"
-    )
+    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2 - d abs(Q)), where beta is given")
+    sector_linear: NonNegative = Field(0.0, description="d in the sector factor, where beta is given")
 
 
 class AnalysisSettings(Settings):

@@ -94,7 +94,11 @@ def reduction_order(slices: int) -> list[int]:
 
 
 def _slices(links: Tensor, kappa: float | Tensor) -> tuple[Slab, Tensor, Tensor]:
-    """Return the slices' scattering blocks, the Polyakov phases w and the log-determinant of the slices."""
+    """Return the slices' scattering blocks, the Polyakov phases w and the log-determinant of the slices.
+
+    The hop H along a slice is unitary with `H^L1 = exp(i Phi)`, so `(1 - 2 kappa H)^-1` is the sum of
+    `(2 kappa H)^n`, n = 0..L1-1, over `1 - (2 kappa)^L1 exp(i Phi)`.
+    """
     time, space = links.double().unbind(-3)
     extent_time, extent = space.shape[-2:]
     gauge = torch.cumsum(time, dim=-2)
@@ -105,13 +109,13 @@ def _slices(links: Tensor, kappa: float | Tensor) -> tuple[Slab, Tensor, Tensor]
     weight = 2 * torch.as_tensor(kappa, dtype=links.dtype, device=links.device)
     weight = weight.reshape(-1, 1, 1) if weight.dim() else weight
     x = torch.arange(extent, device=links.device)
+    wraps = x[None, :] < x[:, None]
     powers = weight ** ((x[None, :] - x[:, None]) % extent)
-    start = torch.cumsum(space, dim=-1) - space
-    loop = space.sum(dim=-1)
-    wraps = (x[None, :] < x[:, None]) * loop[..., None, None]
-    distance = (start[..., None, :] - start[..., :, None] + wraps).to(links.dtype)
-    winding = 1 - (weight**extent).reshape(-1) * _phase(loop.to(links.dtype))
-    inverse = powers * _phase(distance) / winding[..., None, None]
+    transport = _phase((torch.cumsum(space, dim=-1) - space).to(links.dtype))
+    loop = _phase(space.sum(dim=-1).to(links.dtype))
+    winding = 1 - (weight**extent).reshape(-1) * loop
+    series = powers * torch.where(wraps, loop[..., None, None], torch.ones_like(loop[..., None, None]))
+    inverse = (transport.conj() / winding[..., None])[..., :, None] * series * transport[..., None, :]
     adjoint = inverse.mH
     half = weight / 2
     forward, across = half * (inverse + adjoint), half * (adjoint - inverse)
@@ -160,5 +164,6 @@ def _lu_determinant(lu: Tensor, pivots: Tensor) -> tuple[Tensor, Tensor]:
     """Return log|det| and the sign of a real determinant from the LU factors of a complex matrix."""
     diagonal = lu.diagonal(dim1=-2, dim2=-1)
     swaps = (pivots != torch.arange(1, pivots.shape[-1] + 1, device=pivots.device)).sum(-1)
-    phase = torch.sgn(diagonal).detach().prod(-1)
-    return torch.log(diagonal.abs()).sum(-1), torch.sign(phase.real) * (1 - 2 * (swaps % 2))
+    size = diagonal.abs()
+    phase = (diagonal / size).detach().prod(-1)
+    return torch.log(size).sum(-1), torch.sign(phase.real) * (1 - 2 * (swaps % 2))

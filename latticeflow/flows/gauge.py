@@ -6,6 +6,7 @@ transformations therefore commute with the layer and the log-determinant is that
 """
 
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -24,7 +25,9 @@ class PlaquetteCoupling(Bijection):
     """A circular spline and a shift of the active plaquettes of one mask, conditioned on the frozen loops.
 
     The conditioner sees cos and sin of the two frozen plaquettes of each cell and of the 2x1 loops around them and
-    around the active and passive plaquettes, and convolves over cells: all work is done on V/4 places.
+    around the active and passive plaquettes. It works on cells, V/4 places. A "global" one connects each cell to all of
+    them in its first layer, by distance, and goes on cell by cell: the screening of the charge density by fermions is
+    long-ranged. A "local" one is made of `kernel x kernel` convolutions with `dilations` (1 where not given).
     """
 
     def __init__(
@@ -32,16 +35,19 @@ class PlaquetteCoupling(Bijection):
         mask: StripeMask,
         *,
         bins: int = 6,
-        hidden: Sequence[int] = (32, 32),
+        hidden: Sequence[int] = (64, 64),
+        conditioner: Literal["global", "local"] = "global",
         kernel: int = 3,
         dilations: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
-        dilations = dilations or [1] * (len(hidden) + 1)
         self.sign = 1.0 if mask.mu == 0 else -1.0
         self.register_buffer("active_links", mask.active_links(), persistent=False)
         self.register_buffer("columns", torch.stack([mask.sites(c) for c in range(-1, 3)]).flatten(), persistent=False)
-        tables = [mask.neighbours(kernel, dilation) for dilation in dilations]
+        if conditioner == "global":
+            tables = [mask.all_cells(), *[mask.neighbours(1)] * len(hidden)]
+        else:
+            tables = [mask.neighbours(kernel, dilation) for dilation in dilations or [1] * (len(hidden) + 1)]
         self.network = convolution_stack([FEATURES, *hidden, 3 * bins + 1], tables)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,6 +73,6 @@ class PlaquetteCoupling(Bijection):
         return wrap(moved).reshape(links.shape)
 
 
-def gauge_flow(shape: Shape, *, layers: int, **coupling: int | Sequence[int]) -> Sequential:
+def gauge_flow(shape: Shape, *, layers: int, **coupling: Any) -> Sequential:
     """Return `layers` plaquette couplings with the stripe masks in turn; 8 layers update every link once."""
     return Sequential(PlaquetteCoupling(mask, **coupling) for mask in stripe_cycle(shape, layers))

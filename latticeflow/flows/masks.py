@@ -54,17 +54,26 @@ class StripeMask:
         return self.mu * self.shape[0] * self.shape[1] + self.sites(0)
 
     def neighbours(self, kernel: int, dilation: int = 1) -> Tensor:
-        """Return the cells under a `kernel x kernel` window around each cell, `(V/4, kernel^2)`, periodic.
+        """Return the cells under a `kernel x kernel` window around each cell, `(V/4, kernel^2)`, periodic."""
+        reach = dilation * (torch.arange(kernel) - (kernel - 1) // 2)
+        return self._window(reach, reach)
+
+    def all_cells(self) -> Tensor:
+        """Return all cells in the order of their distance vector from each cell, `(V/4, V/4)`."""
+        rows, columns = self.cells
+        return self._window(torch.arange(rows), torch.arange(columns))
+
+    def _window(self, along_mu: Tensor, along_nu: Tensor) -> Tensor:
+        """Return the cells at these steps from each cell.
 
         Going once around mu moves the cells by half that extent, since each row starts two sites further.
         """
         rows, columns = self.cells
-        reach = dilation * (torch.arange(kernel) - (kernel - 1) // 2)
-        r = torch.arange(rows)[:, None, None, None] + reach[None, None, :, None]
-        c = torch.arange(columns)[None, :, None, None] + reach[None, None, None, :]
+        r = torch.arange(rows)[:, None, None, None] + along_mu[None, None, :, None]
+        c = torch.arange(columns)[None, :, None, None] + along_nu[None, None, None, :]
         turns = torch.div(r, rows, rounding_mode="floor")
         c = (c + turns * (rows // 2)) % columns
-        return ((r % rows) * columns + c).reshape(rows * columns, kernel**2)
+        return ((r % rows) * columns + c).reshape(rows * columns, -1)
 
 
 def check_tiles(shape: Shape) -> None:

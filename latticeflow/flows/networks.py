@@ -10,6 +10,8 @@ from torch import Tensor, nn
 class CellConvolution(nn.Module):
     """A periodic convolution over mask cells, written as a gather of neighbours and one matrix product.
 
+    A window of one cell is the cell itself.
+
     `(batch, cells, channels_in) -> (batch, cells, channels_out)`. `neighbours (cells, window)` is any table of cell
     numbers, so sheared boundaries need no padding.
     """
@@ -21,6 +23,8 @@ class CellConvolution(nn.Module):
         self.linear = nn.Linear(self.window * channels_in, channels_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.window == 1:
+            return self.linear(x)
         batch, cells, channels = x.shape
         return self.linear(x.index_select(1, self.neighbours).view(batch, cells, self.window * channels))
 

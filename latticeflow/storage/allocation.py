@@ -15,6 +15,7 @@ from latticeflow.storage.atomic import (
     refuse_existing,
     removed_on_failure,
     require_free,
+    reserve,
 )
 from latticeflow.storage.columns import GROUPS, Column
 from latticeflow.storage.header import MARKER, Header, write_header
@@ -37,6 +38,8 @@ def create_file(path: Path, header: Header, columns: Collection[Column]) -> None
     with removed_on_failure(temporary), disk_full_named(path, needed=needed):
         with h5py.File(temporary, "w", libver=LIBVER) as file:
             write_header(file, header)
+        reserve(temporary, size=needed)  # HDF5 itself does not end in order when it meets a full disk
+        with h5py.File(temporary, "r+", libver=LIBVER) as file:
             _allocate(file, header, columns)
             file.flush()
             os.fsync(file.id.get_vfd_handle())  # h5py leaves the bytes with the operating system

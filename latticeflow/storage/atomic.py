@@ -14,6 +14,7 @@ from pathlib import Path
 from latticeflow.storage.errors import DiskFullError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_NOT_OFFERED = (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS)  # by file systems that cannot reserve
 
 
 def partial_name(path: Path) -> Path:
@@ -82,6 +83,23 @@ def require_free(path: Path, *, needed: int) -> None:
     free = shutil.disk_usage(path.parent).free
     if free < needed:
         raise DiskFullError(path, needed=needed, free=free)
+
+
+def reserve(path: Path, *, size: int) -> None:
+    """Make a file so long that writing within it needs no further space.
+
+    Raises `DiskFullError` with the file as it was.
+    """
+    old = path.stat().st_size
+    if size <= old:
+        return
+    with path.open("r+b") as file, disk_full_named(path, needed=size - old):
+        try:
+            os.posix_fallocate(file.fileno(), old, size - old)
+        except OSError as error:
+            file.truncate(old)
+            if error.errno not in _NOT_OFFERED:
+                raise
 
 
 @contextmanager

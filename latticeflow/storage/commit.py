@@ -20,30 +20,29 @@ _PIECE = 1 << 16  # bytes; every sum over one is below 2**53 and therefore exact
 
 
 class BlockWriter:
-    """Writes the blocks of an ensemble file that is open as a descriptor, once HDF5 has said where its chunks are."""
+    """Writes the blocks of an ensemble file, once HDF5 has said where its chunks are."""
 
-    def __init__(self, descriptor: int, file: h5py.File, columns: Iterable[str], *, block: int, path: Path) -> None:
-        self._descriptor = descriptor
+    def __init__(self, file: h5py.File, columns: Iterable[str], *, block: int, path: Path) -> None:
         self._block = block
         with damage_named(path, "the places of the blocks"):
             self._marker = file[MARKER].id.get_offset()
             self._places = {name: _places(file[name]) for name in columns}
             self._sizes = {name: math.prod(file[name].chunks) * file[name].dtype.itemsize for name in columns}
 
-    def commit(self, rows: Mapping[str, np.ndarray], count: int) -> None:
+    def commit(self, descriptor: int, rows: Mapping[str, np.ndarray], count: int) -> None:
         """Write the block that ends at draw `count`, `rows` `(chain, ...)` by their column, and then count it."""
         number = math.ceil(count / self._block) - 1
         for name, values in rows.items():
-            self._write_chunks(name, values, number)
-        os.fsync(self._descriptor)
-        _write_at(self._descriptor, count.to_bytes(8, "little"), self._marker)
-        os.fsync(self._descriptor)
+            self._write_chunks(descriptor, name, values, number)
+        os.fsync(descriptor)
+        _write_at(descriptor, count.to_bytes(8, "little"), self._marker)
+        os.fsync(descriptor)
 
-    def _write_chunks(self, name: str, values: np.ndarray, number: int) -> None:
+    def _write_chunks(self, descriptor: int, name: str, values: np.ndarray, number: int) -> None:
         """Write one chunk per chain; what the last rows leave of it is zeros."""
         for rows, place in zip(values, self._places[name][:, number], strict=True):
             content = rows.tobytes().ljust(self._sizes[name], b"\0")
-            _write_at(self._descriptor, content + fletcher32(content).to_bytes(4, "little"), int(place))
+            _write_at(descriptor, content + fletcher32(content).to_bytes(4, "little"), int(place))
 
 
 def fletcher32(data: bytes) -> int:

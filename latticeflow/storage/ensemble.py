@@ -19,7 +19,7 @@ Rows at or beyond n_committed do not exist, whatever is there (NaN at first, whe
 allocated at creation in chunks of one chain and one block, with fletcher32 and without compression; a block is on the
 disk before n_committed counts it. Texts have a fixed length.
 A later change of the file's structure goes through a journal (`<file>.journal`), gone when the change is complete.
-One process may write at a time (hold a `RunLock`); readers need no lock and see the draws that were there on opening.
+One process may write at a time (`<file>.lock`); readers need no lock and see the draws that were there on opening.
 """
 
 import os
@@ -103,7 +103,7 @@ class Ensemble:
         """Open a file to read ("r") or to append ("a"), and check what it holds against what is expected, if given.
 
         Raises `FileNotFoundError`; `DataError` for a file that is damaged, of another format or a newer version, or
-        not as expected, naming both values.
+        not as expected, naming both values; `LockedError` naming the process that has the file open to append.
         """
         handle = Handle(Path(path), mode)
         try:
@@ -190,13 +190,13 @@ class Ensemble:
         the end of the chain. The rows are on the disk before they count. Raises `ValueError` naming a missing or
         unknown column, a shape or a type that does not fit; then nothing is written.
         """
-        writer = self._writer
+        descriptor = self._handle.descriptor
         if self._n_committed == self.draws:
             raise ValueError(f"{self.path} has all of its {self.draws} draws; further ones need a further file")
         stop = min(self._n_committed + self.block, self.draws)
         rows = self._rows({"fields": fields, "history": history or {}, "proposals": proposals or {}}, stop)
         with disk_full_named(self.path, needed=sum(values.nbytes for values in rows.values())):
-            writer.commit(rows, stop)
+            self._writer.commit(descriptor, rows, stop)
         self._n_committed = stop
         return stop
 
@@ -263,20 +263,23 @@ class Ensemble:
 
     @cached_property
     def _writer(self) -> BlockWriter:
-        return BlockWriter(self._handle.descriptor, self._handle.file, self._columns, block=self.block, path=self.path)
+        return BlockWriter(self._handle.file, self._columns, block=self.block, path=self.path)
 
     def _names(self, group: str) -> list[str]:
         return [path.partition("/")[2] for path in self._columns if path.startswith(f"{group}/")]
 
     def _result(self, what: str, read: Callable[[h5py.File], Result]) -> Result:
-        """Read what is not part of the chain; look again when a run may have been changing it at that moment."""
+        """Read what is not part of the chain, and look again when a run may have been changing it meanwhile."""
         for _ in range(_LOOKS - 1):
+            file = self._handle.file
             try:
                 with integrity.damage_named(self.path, what):
-                    return read(self._handle.file)
+                    found = read(file)
+                if not self._handle.outdated:
+                    return found
             except DataError:
                 time.sleep(_PAUSE)
-                self._handle.look_again()
+            self._handle.look_again()
         with integrity.damage_named(self.path, what):
             return read(self._handle.file)
 

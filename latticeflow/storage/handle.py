@@ -10,14 +10,16 @@ import h5py
 
 from latticeflow.storage.errors import LockedError
 from latticeflow.storage.integrity import check_signature, damage_named
-from latticeflow.storage.journal import Overlay, edited, read_journal, recover
+from latticeflow.storage.journal import Overlay, edited, journal_of, read_journal, recover
+from latticeflow.storage.lock import RunLock
 
 
 class Handle:
     """A file that is open to read ("r") or to append ("a").
 
-    HDF5 only ever reads here, so its own file locks keep nobody from reading while a run writes. Raises
-    `FileNotFoundError`, and `DataError` for a file that HDF5 cannot open.
+    HDF5 only ever reads here, so its own file locks keep nobody from reading while a run writes; a `RunLock` on
+    `<file>.lock` keeps a second process from writing. Raises `FileNotFoundError`, `DataError` for a file that HDF5
+    cannot open, and `LockedError`.
     """
 
     def __init__(self, path: Path, mode: str) -> None:
@@ -27,25 +29,48 @@ class Handle:
         self._reading = ExitStack()
         self._writing = ExitStack()
         self._descriptor: int | None = None
+        self._file: h5py.File | None = None
         try:
+            check_signature(path)
             if mode == "a":
                 self._open_to_append()
-            self.file = self._open_to_read()
+            self.look_again()
         except BaseException:
             self.close()
             raise
 
     @property
+    def file(self) -> h5py.File:
+        """The file to read; raises `ValueError` when it was closed."""
+        if self._file is None:
+            raise ValueError(f"{self.path} was closed")
+        return self._file
+
+    @property
     def descriptor(self) -> int:
-        """Where blocks are written; raises `io.UnsupportedOperation` when the file was opened to read."""
+        """Where blocks are written; raises `io.UnsupportedOperation` when the file is not open to append."""
         if self._descriptor is None:
-            raise io.UnsupportedOperation(f"{self.path} is open to read; open it with mode 'a' to write")
+            raise io.UnsupportedOperation(f"{self.path} is not open to append; open it with mode 'a'")
         return self._descriptor
+
+    @property
+    def outdated(self) -> bool:
+        """Whether the file was written to since HDF5 began to read it."""
+        return self._seen != self._stamp()
+
+    def look_again(self) -> None:
+        """Forget what was read of the file, which may have changed since."""
+        self._reading.close()
+        self._seen = self._stamp()
+        with damage_named(self.path, "the file"):
+            pages = read_journal(self.path)
+            source = self.path if pages is None else self._reading.enter_context(Overlay(self.path, pages=pages))
+            self._file = self._reading.enter_context(h5py.File(source, "r"))
 
     def edit(self, change: Callable[..., None], *arguments: object) -> None:
         """Run `change(file, *arguments)` whole or not at all.
 
-        Raises `io.UnsupportedOperation` when the file was opened to read, `LockedError` when something else in this
+        Raises `io.UnsupportedOperation` when the file is not open to append, `LockedError` when something else in this
         process has it open.
         """
         _ = self.descriptor
@@ -55,31 +80,27 @@ class Handle:
             with edited(self.path) as file:
                 change(file, *arguments)
         finally:
+            if journal_of(self.path).exists():  # copying failed half-way: the next one to open the file will finish it
+                self._stop_writing()
             self.look_again()
-
-    def look_again(self) -> None:
-        """Forget what was read of the file, which another process may have changed since."""
-        self._reading.close()
-        self.file = self._open_to_read()
 
     def close(self) -> None:
         self._reading.close()
-        self._writing.close()
-        self._descriptor = None
+        self._file = None
+        self._stop_writing()
 
     def _open_to_append(self) -> None:
+        self._writing.enter_context(RunLock(self.path.with_name(self.path.name + ".lock")))
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         self._writing.callback(os.close, self._descriptor)
         recover(self.path)
 
-    def _open_to_read(self) -> h5py.File:
-        check_signature(self.path)
-        with damage_named(self.path, "the file"):
-            pages = read_journal(self.path)
-            if pages is None:
-                return self._reading.enter_context(h5py.File(self.path, "r"))
-            overlay = self._reading.enter_context(Overlay(self.path, pages=pages))
-            return self._reading.enter_context(h5py.File(overlay, "r"))
+    def _stop_writing(self) -> None:
+        self._descriptor = None
+        self._writing.close()
+
+    def _stamp(self) -> tuple[int, bool]:
+        return self.path.stat().st_mtime_ns, journal_of(self.path).exists()
 
 
 def _refuse_shared(path: Path) -> None:

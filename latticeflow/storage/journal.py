@@ -19,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from latticeflow.storage.atomic import atomic_write_bytes, disk_full_named, fsync_folder
+from latticeflow.storage.atomic import atomic_write_bytes, fsync_folder, reserve
 from latticeflow.storage.errors import DataError
 
 LIBVER = ("v110", "v110")  # readable since 2016, and every structure of its files carries a checksum
@@ -151,7 +151,7 @@ def read_journal(path: Path) -> Pages | None:
 
 
 def _commit(path: Path, pages: Pages) -> None:
-    _reserve(path, pages.size)
+    reserve(path, size=pages.size)  # once there is a journal, copying it must not run out of space
     atomic_write_bytes(journal_of(path), _packed(pages))
     _replay(path, pages)
 
@@ -162,19 +162,6 @@ def _packed(pages: Pages) -> bytes:
     buffer = io.BytesIO()
     np.savez(buffer, size=pages.size, numbers=np.array(numbers, dtype=np.int64), content=content.reshape(-1, _PAGE))
     return buffer.getvalue()
-
-
-def _reserve(path: Path, size: int) -> None:
-    """Make the file long enough first: once there is a journal, copying it must not run out of space."""
-    old = path.stat().st_size
-    if size <= old:
-        return
-    with path.open("r+b") as file, disk_full_named(path, needed=size - old):
-        try:
-            os.posix_fallocate(file.fileno(), old, size - old)
-        except OSError:
-            file.truncate(old)
-            raise
 
 
 def _replay(path: Path, pages: Pages) -> None:

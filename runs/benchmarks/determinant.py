@@ -75,9 +75,12 @@ def markdown(result: dict) -> str:
         ratios = [f"**{row[f'{n}_ratio']:.1f}**" for n in ("forward", "gradient")]
         lines.append(f"| {row['L']} | {row['batch']} | {' | '.join([*cells[:2], ratios[0], *cells[2:], ratios[1]])} |")
     exponents = ", ".join(f"{key.replace('_', ' ')} {value:.2f}" for key, value in result["exponents"].items())
-    lines += ["", f"CPU milliseconds per configuration, medians, {result['threads']} thread(s). Exponents in L: {exponents}."]
     machine = result["provenance"]
-    lines.append(f"torch {machine['torch']}, Python {machine['python']}, {machine['cpu_count']} cores.")
+    lines += [
+        "",
+        f"CPU milliseconds per configuration, medians, {result['threads']} thread(s). Exponents in L: {exponents}.",
+        f"torch {machine['torch']}, Python {machine['python']}, {machine['cpu_count']} cores.",
+    ]
     return "\n".join(lines) + "\n"
 
 

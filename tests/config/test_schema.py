@@ -31,7 +31,8 @@ def test_defaults_of_a_gauge_theory():
         32,
         1024,
     )
-    assert (config.baseline.samples, config.baseline.beta, config.baseline.sector) == (4096, None, None)
+    baseline = config.baseline
+    assert (baseline.samples, baseline.beta, baseline.sector, baseline.sector_linear) == (4096, None, 0.0, 0.0)
     assert (config.analysis.s, config.analysis.observables) == (2.0, None)
 
 
@@ -45,9 +46,9 @@ def test_defaults_of_the_scalar_field():
 def test_defaults_of_training_and_flow():
     config = parse_config(U1 + '[training]\n[sampler.flow]\nkind = "gauge"\n')
     flow, training = config.sampler.flow, config.training
-    assert (flow.layers, flow.bins, flow.hidden, flow.kernel, flow.dilations) == (8, 6, (32, 32), 3, None)
+    assert (flow.layers, flow.bins, flow.hidden, flow.kernel, flow.dilations) == (8, 6, (64, 64), 3, None)
     assert training.model_dump() == {
-        "estimator": "reinforce",
+        "estimator": "path",
         "steps": 1000,
         "batch": 128,
         "accumulate": 1,

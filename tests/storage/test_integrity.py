@@ -117,11 +117,11 @@ def test_random_flips_are_never_read_as_good_data(full, kit):
     """
     rng = np.random.default_rng(11)
     outcomes = {"detected": 0, "harmless": 0}
-    for place in rng.integers(8 * full.stat().st_size, size=250).tolist():
+    for place in rng.integers(8 * full.stat().st_size, size=150).tolist():
         flip(full, place // 8, place % 8)
         outcomes[outcome(full, kit)] += 1
         flip(full, place // 8, place % 8)
-    assert outcomes["detected"] > 100
+    assert outcomes["detected"] > 60
     assert outcome(full, kit) == "harmless"
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from latticeflow.storage import LockedError, RunLock
+from latticeflow.storage import Ensemble, LockedError, RunLock
 
 HOLDER = """
 import sys, time
@@ -57,3 +57,13 @@ def test_a_holder_without_a_name_is_still_a_holder(tmp_path, content):
         path.write_text(content)
         with pytest.raises(LockedError, match="has not written its name"):
             RunLock(path).acquire()
+
+
+def test_a_second_writer_of_an_ensemble_is_refused_and_readers_are_not(path, kit):
+    with kit.fill(Ensemble.create(path, **kit.settings()), 8) as ensemble:
+        with pytest.raises(LockedError, match=f"process {os.getpid()} "):
+            Ensemble.open(path, "a")
+        with Ensemble.open(path) as reader:
+            kit.check(reader)
+        kit.check(kit.fill(ensemble))
+    Ensemble.open(path, "a").close()
