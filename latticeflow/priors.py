@@ -70,9 +70,7 @@ class QuenchedU1(Prior):
     measure. Raises ValueError for negative or non-finite `beta`, `sector` or `sector_linear`.
     """
 
-    def __init__(
-        self, beta: float, shape: Sequence[int], *, sector: float = 0.0, sector_linear: float = 0.0
-    ) -> None:
+    def __init__(self, beta: float, shape: Sequence[int], *, sector: float = 0.0, sector_linear: float = 0.0) -> None:
         for name, value in (("beta", beta), ("sector", sector), ("sector_linear", sector_linear)):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")

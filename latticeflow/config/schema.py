@@ -160,7 +160,8 @@ class TrainingSettings(Settings):
     decay: Literal["cosine", "none"] = Field("cosine", description="learning rate after the warm-up")
     gradient_clip: Positive | None = Field(None, description="largest norm of the gradient (absent: not clipped)")
     signal_clip: Positive | None = Field(
-        None, description="bound on abs(signal - baseline) of the reinforce estimator, dimensionless (absent: not clipped)"
+        None,
+        description="bound on abs(signal - baseline) of the reinforce estimator, dimensionless (absent: not clipped)",
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the flow")
     window: Count = Field(50, description="batches pooled into the running ESS, which also selects the best weights")

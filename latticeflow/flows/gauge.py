@@ -20,6 +20,7 @@ from latticeflow.lattice import Shape
 from latticeflow.u1 import plaquette, wrap
 
 FEATURES, CONTEXTS = 8, 2
+SAWTOOTH = tuple(-2 * (-1) ** k / k * math.sin(math.pi * k / 4) / (math.pi * k / 4) for k in (1, 2, 3))
 
 
 class PlaquetteCoupling(Bijection):
@@ -29,9 +30,8 @@ class PlaquetteCoupling(Bijection):
     around the active and passive plaquettes. It works on cells, V/4 places. A "global" one connects each cell to all of
     them in its first layer, by distance, and goes on cell by cell: the screening of the charge density by fermions is
     long-ranged. A "local" one is made of `kernel x kernel` convolutions with `dilations` (1 where not given). Either also
-    knows the charge `(1/2pi) sum wrap(loop)` of a frozen tiling, each active plaquette joined with its passive one: an
-    integer that the layer cannot change and that nearly always is the topological charge. Without it a flow cannot tell
-    the sectors apart, in which the determinant is very different.
+    knows the frozen charge (`frozen_charge`): without it a flow can hardly tell the topological sectors apart, in which
+    the determinant is very different.
     """
 
     def __init__(
@@ -66,17 +66,28 @@ class PlaquetteCoupling(Bijection):
 
     def _condition(self, links: Tensor) -> tuple[Tensor, Tensor]:
         """Return the active plaquettes `(batch, cells)` and their splines' parameters."""
-        loops = wrap(plaquette(links)).flatten(1).index_select(1, self.columns).unflatten(1, (4, -1))
+        loops = plaquette(links).flatten(1).index_select(1, self.columns).unflatten(1, (4, -1))
         passive, active, frozen, next_frozen = loops.unbind(1)
-        pair = wrap(passive + active)
-        charge = torch.round((pair + frozen + next_frozen).sum(1) / (2 * math.pi)).detach()
-        invariants = torch.stack([pair, frozen, next_frozen, frozen + next_frozen], dim=-1)
-        cells = torch.cat([torch.cos(invariants), torch.sin(invariants)], dim=-1)
-        return active, self.network(cells, torch.stack([charge, charge.abs()], dim=-1))
+        invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
+        cosine, sine = torch.cos(invariants), torch.sin(invariants)
+        charge = frozen_charge(cosine[..., :3], sine[..., :3])
+        return active, self.network(torch.cat([cosine, sine], dim=-1), torch.stack([charge, charge**2], dim=-1))
 
     def _update(self, links: Tensor, old: Tensor, new: Tensor) -> Tensor:
         moved = links.flatten(1).index_add(1, self.active_links, self.sign * (new - old))
         return wrap(moved).reshape(links.shape)
+
+
+def frozen_charge(cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return `(1/2pi) sum sawtooth(loop)` over loops that tile the lattice, `(batch, cells, 3) -> (batch,)`.
+
+    Each active plaquette is joined with its passive one, so the layer cannot change it. With `wrap` for the sawtooth it
+    would be an integer, nearly always the topological charge, and jump; pathwise gradients do not see jumps and would be
+    biased. Three Fourier terms with Lanczos factors make it smooth.
+    """
+    harmonics = (sine, 2 * sine * cosine, sine * (3 - 4 * sine**2))
+    sawtooth = sum(weight * harmonic for weight, harmonic in zip(SAWTOOTH, harmonics, strict=True))
+    return sawtooth.sum(dim=(1, 2)) / (2 * math.pi)
 
 
 def gauge_flow(shape: Shape, *, layers: int, **coupling: Any) -> Sequential:

@@ -97,6 +97,17 @@ def test_neighbours_lie_where_the_lattice_says(shape, kernel, dilation):
             assert (active[table[:, i, j]] == moved_sites(mask, active, a, 2 * a + 4 * b)).all()
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_all_cells_are_listed_by_their_distance(shape):
+    """Entry (a, b) is again `a` steps of (1 mu, 2 nu) and `b` steps of (4 nu) away; each cell occurs once."""
+    for mask in masks(shape):
+        active, (rows, columns) = mask.sites(ACTIVE), mask.cells
+        table = mask.all_cells()
+        assert (table.sort(dim=1).values == torch.arange(len(active))).all()
+        for entry, (a, b) in enumerate(itertools.product(range(rows), range(columns))):
+            assert (active[table[:, entry]] == moved_sites(mask, active, a, 2 * a + 4 * b)).all()
+
+
 @pytest.mark.parametrize("step", [(1, 2), (0, 4)])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_translation_by_one_cell_commutes_with_the_neighbours(shape, step):
@@ -107,6 +118,7 @@ def test_translation_by_one_cell_commutes_with_the_neighbours(shape, step):
         translated = cell_of_site[moved_sites(mask, active, *step)]
         assert (translated >= 0).all()
         assert (table[translated] == translated[table]).all()
+        assert (mask.all_cells()[translated] == translated[mask.all_cells()]).all()
         assert (table[:, 4] == torch.arange(len(active))).all()
 
 

@@ -25,8 +25,10 @@ def weak_flow(seed, *, shape=SHAPE, strength=0.03):
         for parameter in flow.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         for layer in flow.layers:
-            layer.network[-1].linear.weight.mul_(strength / math.sqrt(layer.network[-1].linear.in_features))
-            layer.network[-1].linear.bias.mul_(strength)
+            layer.network.layers[-1].linear.weight.mul_(
+                strength / math.sqrt(layer.network.layers[-1].linear.in_features)
+            )
+            layer.network.layers[-1].linear.bias.mul_(strength)
     return flow
 
 

@@ -76,7 +76,7 @@ def randomised(flow, seed, strength):
         for parameter in flow.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draws, dtype=torch.float64))
         for layer in flow.layers:
-            last = layer.network[-1].linear
+            last = layer.network.layers[-1].linear
             last.weight.mul_(strength / math.sqrt(last.in_features))
             last.bias.mul_(strength)
     return flow.double()

@@ -40,10 +40,9 @@ def sampler(*, layers=2, hidden=(4,), seed=0):
     flow, draws = gauge_flow(SHAPE, layers=layers, hidden=hidden, bins=3), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for layer in flow.layers:
-            for module in layer.network[::2]:
-                module.linear.weight.copy_(0.2 * torch.randn(module.linear.weight.shape, generator=draws))
-                module.linear.bias.copy_(0.1 * torch.randn(module.linear.bias.shape, generator=draws))
-            layer.network[-1].linear.weight.mul_(0.01)
+            for parameter in layer.parameters():
+                parameter.copy_(0.2 * torch.randn(parameter.shape, generator=draws))
+            layer.network.layers[-1].linear.weight.mul_(0.01)
     return FlowSampler(HaarUniform(SHAPE), flow).double()
 
 
