@@ -7,12 +7,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from latticeflow.exact import u1_charge_distribution, u1_log_z
-from latticeflow.lattice import check_shape, volume
-from latticeflow.u1 import plaquette, random_gauge_transform, topological_charge, wrap
+from latticeflow.exact import u1_charge_log_z, u1_gaussian_log_mean, u1_log_z
+from latticeflow.lattice import check_shape, site_sum, volume
+from latticeflow.u1 import plaquette, random_gauge_transform, sawtooth, wrap
 
 
 class Prior(ABC):
@@ -61,28 +62,41 @@ class HaarUniform(Prior):
 
 
 class QuenchedU1(Prior):
-    r"""Independent draws of pure U(1) gauge theory, exactly: `q = exp(beta sum_x cos P(x) - F(Q)) / Z_F`.
+    r"""Independent draws of pure U(1) gauge theory, exactly, with topological sectors suppressed:
 
-    `F(Q) = c Q^2 + d |Q|`, `c` being `sector` and `d` being `sector_linear`, suppresses topological sectors. `V - 1`
-    plaquettes are drawn from the von Mises law and the last is minus their sum; that is accepted with probability
-    `exp(beta (cos P_last - 1) - F(Q))`. Two uniform holonomies and a uniform gauge transformation make links of it.
-    `Z_F = Z sum_Q P(Q) exp(-F(Q))` is the exact torus sum. Links are `(n, 2, L0, L1)`, densities with respect to Haar
-    measure. Raises ValueError for negative or non-finite `beta`, `sector` or `sector_linear`.
+        q = exp(beta sum_x cos P(x)) g / Z_g,   g = exp(-c Q^2) sum_i a_i exp(-c_i R^2).
+
+    `Q` is the topological charge, c being `sector`, and `R` the smooth charge, `smooth_sector` holding the pairs
+    `(a_i, c_i)`, the weights a_i adding up to 1. The first factor jumps where Q does, which biases pathwise gradients;
+    the second does not. `V - 1` plaquettes are drawn from the von Mises law and the last is minus their sum; that is
+    accepted with probability `exp(beta (cos P_last - 1)) g`. Two uniform holonomies and a uniform gauge transformation
+    make links of it. `Z_g` is exact: a sum over the distribution of Q, or a Fourier integral over that of R.
+
+    Links are `(n, 2, L0, L1)`, densities with respect to Haar measure. Raises ValueError for a negative or non-finite
+    number, weights that do not add up to 1, or both factors at once.
     """
 
-    def __init__(self, beta: float, shape: Sequence[int], *, sector: float = 0.0, sector_linear: float = 0.0) -> None:
-        for name, value in (("beta", beta), ("sector", sector), ("sector_linear", sector_linear)):
+    def __init__(
+        self,
+        beta: float,
+        shape: Sequence[int],
+        *,
+        sector: float = 0.0,
+        smooth_sector: Sequence[tuple[float, float]] = (),
+    ) -> None:
+        for name, value in (
+            ("beta", beta),
+            ("sector", sector),
+            *(("smooth_sector", v) for p in smooth_sector for v in p),
+        ):
             if not 0 <= value < math.inf:
                 raise ValueError(f"{name} must be finite and not negative, got {value!r}")
-        self.beta, self.sector, self.sector_linear = float(beta), float(sector), float(sector_linear)
+        if smooth_sector and (sector or not math.isclose(sum(a for a, _ in smooth_sector), 1.0, abs_tol=1e-9)):
+            raise ValueError(f"smooth_sector needs weights that add up to 1 and sector = 0, got {smooth_sector!r}")
+        self.beta, self.sector = float(beta), float(sector)
+        self.smooth_sector = tuple((float(a), float(c)) for a, c in smooth_sector)
         self.shape = check_shape(shape, dimensions=2)
-        charges, probabilities = u1_charge_distribution(self.beta, self.shape)
-        kept = torch.from_numpy(probabilities) * torch.exp(-self.suppression(torch.from_numpy(charges)))
-        self.log_normalisation = u1_log_z(self.beta, self.shape) + math.log(float(kept.sum()))
-
-    def suppression(self, charge: Tensor) -> Tensor:
-        """Return `F(Q)`, elementwise."""
-        return self.sector * charge**2 + self.sector_linear * charge.abs()
+        self.log_normalisation = u1_log_z(self.beta, self.shape) + self._log_suppressed()
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         plaquettes = self._plaquettes(n, generator)
@@ -90,8 +104,32 @@ class QuenchedU1(Prior):
         return wrap(random_gauge_transform(links_from_plaquettes(plaquettes, holonomies), generator))
 
     def log_prob(self, x: Tensor) -> Tensor:
-        cosines = torch.cos(plaquette(x)).flatten(1).sum(1)
-        return self.beta * cosines - self.suppression(topological_charge(x)) - self.log_normalisation
+        angle = plaquette(x)
+        return self.beta * site_sum(torch.cos(angle)) + self._log_factor(angle) - self.log_normalisation
+
+    def _log_factor(self, angle: Tensor) -> Tensor:
+        """Return `log g` of plaquette angles `(n, L0, L1)`."""
+        if not self.smooth_sector:
+            charge = (
+                torch.round(site_sum(wrap(angle)) / (2 * math.pi)) if self.sector else torch.zeros_like(angle[:, 0, 0])
+            )
+            return -self.sector * charge**2
+        smooth = site_sum(sawtooth(torch.cos(angle), torch.sin(angle))) / (2 * math.pi)
+        return torch.log(sum(a * torch.exp(-c * smooth**2) for a, c in self.smooth_sector))
+
+    def _log_suppressed(self) -> float:
+        """Return `log <g>` in the pure gauge theory."""
+        if not self.smooth_sector:
+            return u1_charge_log_z(self.beta, self.shape, self.sector)
+
+        def density(angle: np.ndarray) -> np.ndarray:
+            return sawtooth(np.cos(angle), np.sin(angle)) / (2 * math.pi)
+
+        means = [
+            a * math.exp(u1_gaussian_log_mean(self.beta, self.shape, c, function=density))
+            for a, c in self.smooth_sector
+        ]
+        return math.log(sum(means))
 
     def _plaquettes(self, n: int, generator: Generator | None) -> Tensor:
         """Return plaquette angles `(n, L0, L1)` whose sum is a multiple of 2 pi."""
@@ -100,13 +138,13 @@ class QuenchedU1(Prior):
         missing = n
         while missing > 0:
             drawn = von_mises(self.beta, (2 * missing + 16, size - 1), generator)
-            last = wrap(-drawn.sum(1))
-            charge = torch.round((drawn.sum(1) + last) / (2 * math.pi))
-            log_accept = self.beta * (torch.cos(last) - 1) - self.suppression(charge)
-            keep = torch.rand(len(drawn), **_draw(generator)).log() < log_accept
-            accepted.append(torch.cat([drawn, last[:, None]], dim=1)[keep])
+            last = wrap(-drawn.sum(1, keepdim=True))
+            angle = torch.cat([drawn, last], dim=1).reshape(-1, *self.shape)
+            log_accept = self.beta * (torch.cos(last[:, 0]) - 1) + self._log_factor(angle)
+            keep = torch.rand(len(angle), **_draw(generator)).log() < log_accept
+            accepted.append(angle[keep])
             missing -= int(keep.sum())
-        return torch.cat(accepted)[:n].reshape(n, *self.shape)
+        return torch.cat(accepted)[:n]
 
 
 def links_from_plaquettes(plaquettes: Tensor, holonomies: Tensor) -> Tensor:

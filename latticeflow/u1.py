@@ -10,6 +10,8 @@ from torch import Generator, Tensor
 
 from latticeflow.lattice import shift, site_sum
 
+SAWTOOTH = tuple(-2 * (-1) ** k / k * math.sin(math.pi * k / 3) / (math.pi * k / 3) for k in (1, 2))
+
 
 def wrap(angle: Tensor) -> Tensor:
     """Return the angle on the branch `(-pi, pi]`."""
@@ -46,6 +48,20 @@ def polyakov_loop(links: Tensor, mu: int = 0) -> Tensor:
 def topological_charge(links: Tensor) -> Tensor:
     """Return `Q = (1/2pi) sum_x wrap(P(x))`, an integer in the floating dtype of the links, `(batch,)`."""
     return torch.round(site_sum(wrap(plaquette(links))) / (2 * math.pi))
+
+
+def sawtooth(cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return a smooth, periodic stand-in for `wrap(angle)` from the angle's cosine and sine.
+
+    Its first two Fourier terms with Lanczos factors; equal to the angle near 0, going smoothly through 0 at pi.
+    """
+    return sine * (SAWTOOTH[0] + 2 * SAWTOOTH[1] * cosine)
+
+
+def smooth_charge(links: Tensor) -> Tensor:
+    """Return `(1/2pi) sum_x sawtooth(P(x))`, close to the topological charge and without its jumps, `(batch,)`."""
+    angle = plaquette(links)
+    return site_sum(sawtooth(torch.cos(angle), torch.sin(angle))) / (2 * math.pi)
 
 
 def gauge_transform(links: Tensor, angles: Tensor) -> Tensor:

@@ -204,10 +204,10 @@ def _write_baseline(folder: RunFolder, ensemble: Ensemble) -> None:
     if settings.beta is None:
         prior = tune_quenched(action, config.lattice.shape, beta=config.action.beta, generator=generator)
     else:
-        factor = {"sector": settings.sector, "sector_linear": settings.sector_linear}
+        factor = {"sector": settings.sector, "smooth_sector": settings.smooth_sector}
         prior = QuenchedU1(settings.beta, config.lattice.shape, **factor)
     baseline = quenched_baseline(prior, action, samples=settings.samples, generator=generator)
     ensemble.write_proposals("baseline_log_weight", baseline.log_weight.numpy())
     ensemble.write_proposals("baseline_plain_log_weight", baseline.plain_log_weight.numpy())
-    law = {"beta": prior.beta, "sector": prior.sector, "sector_linear": prior.sector_linear}
-    ensemble.write_analysis("baseline", law)
+    arrays = {"smooth_sector": np.array(prior.smooth_sector).reshape(-1, 2)}
+    ensemble.write_analysis("baseline", {"beta": prior.beta, "sector": prior.sector}, arrays)

@@ -51,7 +51,7 @@ def build_prior(config: Config) -> Prior:
     if isinstance(settings, HaarSettings):
         return HaarUniform(shape)
     beta = config.action.beta if settings.beta is None else settings.beta
-    return QuenchedU1(beta, shape, sector=settings.sector, sector_linear=settings.sector_linear)
+    return QuenchedU1(beta, shape, sector=settings.sector, smooth_sector=settings.smooth_sector)
 
 
 def build_flow(config: Config) -> Bijection:

@@ -72,6 +72,23 @@ def prior_theory(values: Values) -> list[Problem]:
     return [Problem("sampler.prior.kind", f"{fitting} for action.kind = {written(theory)}", written(prior))]
 
 
+def prior_sector_factor(values: Values) -> list[Problem]:
+    """The normalisation of a sector factor is known for either kind, not for both together."""
+    return _one_factor(values, "sampler.prior")
+
+
+def baseline_sector_factor(values: Values) -> list[Problem]:
+    """As for the prior."""
+    return _one_factor(values, "baseline")
+
+
+def _one_factor(values: Values, section: str) -> list[Problem]:
+    sector, smooth = values[f"{section}.sector"], values[f"{section}.smooth_sector"]
+    if not (sector and smooth):
+        return []
+    return [Problem(f"{section}.sector", f"0 where {section}.smooth_sector is given", written(sector))]
+
+
 def dilation_count(values: Values) -> list[Problem]:
     """Each convolution of the conditioner has one dilation: the hidden ones and the last."""
     dilations, hidden = values["sampler.flow.dilations"], values["sampler.flow.hidden"]
@@ -136,6 +153,8 @@ CHECKS = (
     flow_theory,
     flow_tiles,
     prior_theory,
+    prior_sector_factor,
+    baseline_sector_factor,
     dilation_count,
     something_to_train,
     training_samples,

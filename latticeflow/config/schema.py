@@ -4,6 +4,7 @@ The descriptions are the reference (`latticeflow.config.reference`); each states
 accepted where a number is expected; NaN and infinity nowhere.
 """
 
+import math
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
@@ -24,6 +25,13 @@ def odd(value: int) -> int:
     return value
 
 
+def normalised(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
+    """Refuse pairs whose first members do not add up to 1."""
+    if pairs and not math.isclose(sum(weight for weight, _ in pairs), 1.0, abs_tol=1e-9):
+        raise ValueError(f"the weights of {pairs} do not add up to 1")
+    return pairs
+
+
 Natural = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
 Count = Annotated[int, Field(ge=1, le=LARGEST_INTEGER)]
 Several = Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]
@@ -33,6 +41,9 @@ Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, le=LARGEST_BETA)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1), Strict(False)]
+SmoothSector = Annotated[
+    tuple[Annotated[tuple[NonNegative, NonNegative], Strict(False)], ...], Strict(False), AfterValidator(normalised)
+]
 Grid = Annotated[tuple[Count, Count], Strict(False)]
 
 
@@ -95,8 +106,10 @@ class QuenchedSettings(Settings):
 
     kind: Literal["quenched"] = Field(description="exact quenched U(1)")
     beta: Beta | None = Field(None, description="gauge coupling of the prior, dimensionless (absent: the action's)")
-    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2 - d abs(Q)), dimensionless")
-    sector_linear: NonNegative = Field(0.0, description="d in the sector factor exp(-c Q^2 - d abs(Q)), dimensionless")
+    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2), dimensionless")
+    smooth_sector: SmoothSector = Field(
+        (), description="pairs [a, c]: smooth sector factor sum of a exp(-c R^2), the weights a adding up to 1"
+    )
 
 
 class NormalSettings(Settings):
@@ -192,8 +205,8 @@ class BaselineSettings(Settings):
         None,
         description="gauge coupling of the draws (absent: coupling and sector factor closest to the target are found)",
     )
-    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2 - d abs(Q)), where beta is given")
-    sector_linear: NonNegative = Field(0.0, description="d in the sector factor, where beta is given")
+    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2), where beta is given")
+    smooth_sector: SmoothSector = Field((), description="smooth sector factor as in the prior, where beta is given")
 
 
 class AnalysisSettings(Settings):

@@ -7,6 +7,7 @@ from latticeflow.exact.scalar import (
     schwinger_dyson_residual,
 )
 from latticeflow.exact.u1_charge import u1_charge_distribution, u1_charge_log_z, u1_susceptibility
+from latticeflow.exact.u1_functional import u1_gaussian_log_mean
 from latticeflow.exact.u1_torus import u1_log_z, u1_plaquette, u1_wilson_loop
 from latticeflow.exact.wilson import (
     CRITICAL_KAPPA,
@@ -24,6 +25,7 @@ __all__ = [
     "schwinger_dyson_residual",
     "u1_charge_distribution",
     "u1_charge_log_z",
+    "u1_gaussian_log_mean",
     "u1_log_z",
     "u1_plaquette",
     "u1_susceptibility",

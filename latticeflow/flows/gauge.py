@@ -17,10 +17,9 @@ from latticeflow.flows.masks import StripeMask, stripe_cycle
 from latticeflow.flows.networks import Conditioner
 from latticeflow.flows.spline import circular_spline, spline_forward, spline_inverse
 from latticeflow.lattice import Shape
-from latticeflow.u1 import plaquette, wrap
+from latticeflow.u1 import plaquette, sawtooth, wrap
 
 FEATURES, CONTEXTS = 8, 2
-SAWTOOTH = tuple(-2 * (-1) ** k / k * math.sin(math.pi * k / 4) / (math.pi * k / 4) for k in (1, 2, 3))
 
 
 class PlaquetteCoupling(Bijection):
@@ -29,9 +28,9 @@ class PlaquetteCoupling(Bijection):
     The conditioner sees cos and sin of the two frozen plaquettes of each cell and of the 2x1 loops around them and
     around the active and passive plaquettes. It works on cells, V/4 places. A "global" one connects each cell to all of
     them in its first layer, by distance, and goes on cell by cell: the screening of the charge density by fermions is
-    long-ranged. A "local" one is made of `kernel x kernel` convolutions with `dilations` (1 where not given). Either also
-    knows the frozen charge (`frozen_charge`): without it a flow can hardly tell the topological sectors apart, in which
-    the determinant is very different.
+    long-ranged. A "local" one is made of `kernel x kernel` convolutions with `dilations` (1 where not given). Either
+    also knows the frozen charge (`frozen_charge`): without it a flow can hardly tell the topological sectors apart, in
+    which the determinant is very different.
     """
 
     def __init__(
@@ -81,13 +80,11 @@ class PlaquetteCoupling(Bijection):
 def frozen_charge(cosine: Tensor, sine: Tensor) -> Tensor:
     """Return `(1/2pi) sum sawtooth(loop)` over loops that tile the lattice, `(batch, cells, 3) -> (batch,)`.
 
-    Each active plaquette is joined with its passive one, so the layer cannot change it. With `wrap` for the sawtooth it
-    would be an integer, nearly always the topological charge, and jump; pathwise gradients do not see jumps and would be
-    biased. Three Fourier terms with Lanczos factors make it smooth.
+    Each active plaquette is joined with its passive one, so the layer cannot change it. With `wrap` for the sawtooth
+    it would be an integer, nearly always the topological charge, and jump; pathwise gradients do not see jumps and
+    would be biased.
     """
-    harmonics = (sine, 2 * sine * cosine, sine * (3 - 4 * sine**2))
-    sawtooth = sum(weight * harmonic for weight, harmonic in zip(SAWTOOTH, harmonics, strict=True))
-    return sawtooth.sum(dim=(1, 2)) / (2 * math.pi)
+    return sawtooth(cosine, sine).sum(dim=(1, 2)) / (2 * math.pi)
 
 
 def gauge_flow(shape: Shape, *, layers: int, **coupling: Any) -> Sequential:

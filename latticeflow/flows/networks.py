@@ -32,9 +32,9 @@ class CellConvolution(nn.Module):
 class Conditioner(nn.Module):
     """Convolutions `channels[0] -> ... -> channels[-1]` over cells, SiLU between them, one neighbour table each.
 
-    `cells (batch, cells, channels[0])` and `context (batch, contexts)`, what is known of the whole configuration, which
-    enters the first layer: `-> (batch, cells, channels[-1])`. The last layer starts at `last_scale` times the usual size,
-    so that a coupling starts near the identity.
+    `cells (batch, cells, channels[0])` and `context (batch, contexts)`, what is known of the whole configuration,
+    which enters the first layer: `-> (batch, cells, channels[-1])`. The last layer starts at `last_scale` times the
+    usual size, so that a coupling starts near the identity.
     """
 
     def __init__(

@@ -14,9 +14,9 @@ class IndependenceMetropolis:
     """Accept/reject chain with independent proposals of a sampler, exact for any sampler of full support.
 
     `w = exp(-S) / q` in float64. For a marginal action (holonomies) `S` is the marginal, and every step ends with a
-    draw of the orbit's element, a Gibbs step; the sampler's density must then be the same along orbits. The starting states
-    are resampled from `candidates` proposals with probability proportional to their weights. Raises ValueError from
-    `start` if the sampler's density varies along orbits or no candidate has a finite weight.
+    draw of the orbit's element, a Gibbs step; the sampler's density must then be the same along orbits. The starting
+    states are resampled from `candidates` proposals with probability proportional to their weights. Raises ValueError
+    from `start` if the sampler's density varies along orbits or no candidate has a finite weight.
     """
 
     def __init__(self, sampler: FlowSampler, action: Action, *, candidates: int = 1024) -> None:

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 
 from latticeflow.actions import Action
 from latticeflow.priors import QuenchedU1
-from latticeflow.u1 import plaquette, topological_charge
+from latticeflow.u1 import plaquette, smooth_charge
 
 CHUNK = 256
 
@@ -42,27 +42,31 @@ def quenched_baseline(prior: QuenchedU1, action: Action, *, samples: int, genera
 def tune_quenched(
     action: Action, shape: Sequence[int], *, beta: float, generator: Generator, pilot: int = 4096
 ) -> QuenchedU1:
-    r"""Return the quenched law, its coupling and both sector factors, that is closest to `exp(-S)`.
+    r"""Return the quenched law, its coupling and a smooth sector factor of two Gaussians, closest to `exp(-S)`.
 
-    It minimises the forward Kullback-Leibler divergence, `log Z_F - beta' <sum cos P> + c <Q^2> + d <|Q|>`, convex in
-    `(beta', c, d)`, with the target's means from `pilot` reweighted draws of the quenched theory at `beta` (usually the
-    action's own), which visit all sectors.
+    It minimises the forward Kullback-Leibler divergence, `<-log q>` in the target, over `(beta', a, c_1, c_2)`, with
+    the target's means from `pilot` reweighted draws of the quenched theory at `beta` (usually the action's own), which
+    visit all sectors.
     """
     prior = QuenchedU1(beta, shape)
-    moments, log_weight = [], []
+    cosines, charges, log_weight = [], [], []
     for start in range(0, pilot, CHUNK):
         links = prior.sample(min(CHUNK, pilot - start), generator)
-        charge = topological_charge(links)
-        moments.append(torch.stack([-torch.cos(plaquette(links)).flatten(1).sum(1), charge**2, charge.abs()]))
+        cosines.append(torch.cos(plaquette(links)).flatten(1).sum(1))
+        charges.append(smooth_charge(links))
         log_weight.append(-action(links) - prior.log_prob(links))
-    means = (torch.cat(moments, dim=1) @ torch.softmax(torch.cat(log_weight), dim=0)).numpy()
+    weights = torch.softmax(torch.cat(log_weight), dim=0).numpy()
+    mean_cosine, charge2 = float(weights @ torch.cat(cosines).numpy()), torch.cat(charges).numpy() ** 2
 
     def divergence(point: np.ndarray) -> float:
-        return _quenched(point, shape).log_normalisation + float(point @ means)
+        law = _quenched(point, shape)
+        factor = sum(a * np.exp(-c * charge2) for a, c in law.smooth_sector)
+        return law.log_normalisation - law.beta * mean_cosine - float(weights @ np.log(factor))
 
-    bounds = [(0.25 * beta, 4 * beta + 1), (0.0, 10.0), (0.0, 10.0)]
-    return _quenched(minimize(divergence, [beta, 0.1, 0.1], method="Nelder-Mead", bounds=bounds).x, shape)
+    bounds = [(0.25 * beta, 4 * beta + 1), (0.0, 1.0), (0.0, 30.0), (0.0, 30.0)]
+    return _quenched(minimize(divergence, [beta, 0.2, 3.0, 0.5], method="Nelder-Mead", bounds=bounds).x, shape)
 
 
 def _quenched(point: np.ndarray, shape: Sequence[int]) -> QuenchedU1:
-    return QuenchedU1(float(point[0]), shape, sector=float(point[1]), sector_linear=float(point[2]))
+    beta, wide, narrow_c, wide_c = (float(value) for value in point)
+    return QuenchedU1(beta, shape, smooth_sector=((1 - wide, narrow_c), (wide, wide_c)))

@@ -1,8 +1,8 @@
 r"""Gradient estimators of the reverse and forward Kullback-Leibler divergence.
 
 Each is a function `estimator(sampler, action, batch, generator) -> (surrogate, log_weight)`: backward through the
-scalar surrogate leaves the estimate in the parameters' gradients, and `log_weight = -S(x) - log q(x)`, `(batch,)` float64,
-tells the loss bound and the ESS. With `signal = log q(x) + S(x)`:
+scalar surrogate leaves the estimate in the parameters' gradients, and `log_weight = -S(x) - log q(x)`, `(batch,)`
+float64, tells the loss bound and the ESS. With `signal = log q(x) + S(x)`:
 
 * reinforce        `mean( d log q(x) (signal - baseline) )`, x held fixed, leave-one-out baseline; needs S alone, and
                    has zero variance at q = p (arXiv:2308.13294, section 2).

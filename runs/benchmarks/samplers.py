@@ -31,9 +31,9 @@ CASES: dict[str, list[str] | None] = {
     "no training: tuned quenched prior, with orbits": None,
     "as configured": [],
     "prior: Haar-uniform": HAAR,
-    "prior: quenched at the action's beta": ["sampler.prior.beta=2.0", "sampler.prior.sector_linear=0.0"],
-    "prior: quenched 2.35": ["sampler.prior.beta=2.35", "sampler.prior.sector_linear=0.0"],
-    "prior: quenched 2.35, exp(-0.6 Q^2)": ["sampler.prior.sector=0.6", "sampler.prior.sector_linear=0.0"],
+    "prior: quenched at the action's beta": ["sampler.prior.beta=2.0", "sampler.prior.smooth_sector=[]"],
+    "prior: quenched 2.38": ["sampler.prior.smooth_sector=[]"],
+    "prior: quenched 2.38, exp(-0.9 Q^2), which jumps": ["sampler.prior.sector=0.9", "sampler.prior.smooth_sector=[]"],
     "estimator: reinforce": ["training.estimator=reinforce"],
     "estimator: reinforce, clipped at 8": ["training.estimator=reinforce", "training.signal_clip=8.0"],
     "estimator: reparametrisation": ["training.estimator=reparametrisation"],
@@ -106,7 +106,9 @@ def markdown(rows: list[dict], options: argparse.Namespace) -> str:
             f"| {row['case']} | {row['steps']} | {row['ess']:.3f} +- {row['ess_error']:.3f} "
             f"| {row['std_log_weight']:.2f} | {row['log_z']:.3f} +- {row['log_z_error']:.3f} | {row['pareto_k']:.2f} |"
         )
-    note = f"{options.seconds:.0f} CPU seconds of training each, {options.proposals} proposals, {options.threads} threads."
+    note = (
+        f"{options.seconds:.0f} CPU seconds of training each, {options.proposals} proposals, {options.threads} threads."
+    )
     return "\n".join([*lines, "", note]) + "\n"
 
 

@@ -32,7 +32,7 @@ def test_defaults_of_a_gauge_theory():
         1024,
     )
     baseline = config.baseline
-    assert (baseline.samples, baseline.beta, baseline.sector, baseline.sector_linear) == (4096, None, 0.0, 0.0)
+    assert (baseline.samples, baseline.beta, baseline.sector, baseline.smooth_sector) == (4096, None, 0.0, ())
     assert (config.analysis.s, config.analysis.observables) == (2.0, None)
 
 
@@ -133,7 +133,8 @@ def test_differences_name_a_section_that_only_one_has_and_a_changed_kind():
             "sampler.flow.layers",
             "sampler.flow.bins",
             "sampler.flow.hidden",
-            "sampler.flow.kernel",
+            "sampler.flow.conditioner",
+        "sampler.flow.kernel",
         ),
         "training",
     ]
