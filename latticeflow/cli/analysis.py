@@ -1,12 +1,12 @@
 """From the stored ensemble to numbers: means with errors, weights, diagnostics, and what to warn about."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from latticeflow.cli.folder import RunFolder, UsageError
 from latticeflow.config import Config
+from latticeflow.config.building import build_bare_action
 from latticeflow.config.schema import ScalarSettings, SchwingerSettings, U1Settings
 from latticeflow.exact import (
     scalar_free_log_z,
@@ -16,6 +16,7 @@ from latticeflow.exact import (
     u1_plaquette,
     u1_susceptibility,
 )
+from latticeflow.observables import observables
 from latticeflow.stats import (
     GammaResult,
     ess,
@@ -66,7 +67,8 @@ class Report:
 def analyse(folder: RunFolder) -> Report:
     """Analyse the measured ensemble and write the results under /analysis. Raises UsageError if nothing is measured."""
     with folder.ensemble("a") as ensemble:
-        names = ensemble.observable_names
+        wanted = observables(build_bare_action(folder.config))
+        names = [name for name in wanted if name in ensemble.observable_names]
         if not names:
             raise UsageError(f"{folder.path} is not measured yet; run `latticeflow measure {folder.path}` first")
         series = {name: ensemble.observable(name) for name in names}
@@ -157,11 +159,7 @@ def _write(ensemble: Ensemble, report: Report) -> None:
         ensemble.write_analysis(name, numbers | extra, arrays)
     chain = {"acceptance": report.acceptance, "longest_rejection_run": report.longest_rejection_run}
     ensemble.write_analysis("log_z", {"mean": report.flow.log_z, "error": report.flow.log_z_error})
-    ensemble.write_analysis("weights", _numbers(report.flow) | chain)
+    ensemble.write_analysis("weights", vars(report.flow) | chain)
     for name, weights in (("baseline", report.baseline), ("baseline_plain", report.baseline_plain)):
         if weights is not None:
-            ensemble.write_analysis(name, ensemble.analysis().get(name, {}) | _numbers(weights))
-
-
-def _numbers(weights: WeightReport) -> dict[str, Any]:
-    return dict(vars(weights))
+            ensemble.write_analysis(name, vars(weights))

@@ -210,4 +210,4 @@ def _write_baseline(folder: RunFolder, ensemble: Ensemble) -> None:
     ensemble.write_proposals("baseline_log_weight", baseline.log_weight.numpy())
     ensemble.write_proposals("baseline_plain_log_weight", baseline.plain_log_weight.numpy())
     arrays = {"smooth_sector": np.array(prior.smooth_sector).reshape(-1, 2)}
-    ensemble.write_analysis("baseline", {"beta": prior.beta, "sector": prior.sector}, arrays)
+    ensemble.write_analysis("baseline_law", {"beta": prior.beta, "sector": prior.sector}, arrays)

@@ -1,4 +1,4 @@
-"""TOML text: reading it with problems that name the line, and writing it with lists on one line."""
+"""TOML text: reading it with problems that name the line, and writing it."""
 
 import re
 import tomllib
@@ -38,8 +38,8 @@ def read_toml(text: str, source: str) -> dict[str, Any]:
 
 
 def write_toml(tables: Mapping[str, Any]) -> str:
-    """Return nested tables as TOML text, lists on one line."""
-    return re.sub(r"= \[\n(.*?)\n\]", _one_line, tomli_w.dumps(tables), flags=re.DOTALL)
+    """Return nested tables as TOML text."""
+    return tomli_w.dumps(tables)
 
 
 def _located(text: str, message: str) -> Problem:
@@ -59,9 +59,3 @@ def _lower(reason: str) -> str:
 
 def _line_of_digits(text: str) -> int:
     return text.count("\n", 0, max(re.finditer(r"[\d_]+", text), key=lambda run: len(run[0])).start()) + 1
-
-
-def _one_line(array: re.Match[str]) -> str:
-    """Join the entries of a list: tomli_w puts each on a line of its own, indented by 4 and ended by a comma."""
-    entries = array[1].split("\n")
-    return f"= [{', '.join(entry[4:-1] for entry in entries)}]"
