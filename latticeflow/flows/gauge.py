@@ -70,6 +70,7 @@ class PlaquetteCoupling(Bijection):
         invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
         cosine, sine = torch.cos(invariants), torch.sin(invariants)
         charge = frozen_charge(cosine[..., :3], sine[..., :3])
+        charge = charge / torch.sqrt(1 + charge**2)
         return active, self.network(torch.cat([cosine, sine], dim=-1), torch.stack([charge, charge**2], dim=-1))
 
     def _update(self, links: Tensor, old: Tensor, new: Tensor) -> Tensor:

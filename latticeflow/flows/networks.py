@@ -34,7 +34,7 @@ class Conditioner(nn.Module):
 
     `cells (batch, cells, channels[0])` and `context (batch, contexts)`, what is known of the whole configuration,
     which enters the first layer: `-> (batch, cells, channels[-1])`. The last layer starts at `last_scale` times the
-    usual size, so that a coupling starts near the identity.
+    usual size, so that a coupling starts near the identity, and the context with weight 0.
     """
 
     def __init__(
@@ -47,6 +47,7 @@ class Conditioner(nn.Module):
         with torch.no_grad():
             self.layers[-1].linear.weight.mul_(last_scale)
             self.layers[-1].linear.bias.zero_()
+            self.context.weight.zero_()
 
     def forward(self, cells: Tensor, context: Tensor) -> Tensor:
         x = self.layers[0](cells) + self.context(context)[:, None]
