@@ -6,6 +6,7 @@ Each has `sample(n, generator=None)` in float64 and `log_prob(x) -> (n,)`; link 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -134,7 +135,7 @@ class QuenchedU1(Prior):
     def _plaquettes(self, n: int, generator: Generator | None) -> Tensor:
         """Return plaquette angles `(n, L0, L1)` whose sum is a multiple of 2 pi."""
         size = volume(self.shape)
-        accepted: list[Tensor] = []
+        accepted: list[Tensor] = [torch.zeros(0, *self.shape, **_device(generator))]
         missing = n
         while missing > 0:
             drawn = von_mises(self.beta, (2 * missing + 16, size - 1), generator)
@@ -167,6 +168,8 @@ def von_mises(concentration: float, size: Sequence[int], generator: Generator | 
     Source: Best and Fisher, Applied Statistics 28 (1979) 152. Float64, any shape, concentration >= 0.
     """
     total = math.prod(size)
+    if total == 0:
+        return torch.zeros(*size, **_device(generator))
     tau = 1 + math.sqrt(1 + 4 * concentration**2)
     ratio = 2 * concentration / tau
     accepted: list[Tensor] = []
@@ -182,6 +185,10 @@ def von_mises(concentration: float, size: Sequence[int], generator: Generator | 
     return torch.cat(accepted)[:total].reshape(*size)
 
 
-def _draw(generator: Generator | None) -> dict[str, object]:
+def _device(generator: Generator | None) -> dict[str, Any]:
     device = generator.device if generator is not None else torch.device("cpu")
-    return {"generator": generator, "dtype": torch.float64, "device": device}
+    return {"dtype": torch.float64, "device": device}
+
+
+def _draw(generator: Generator | None) -> dict[str, Any]:
+    return {"generator": generator, **_device(generator)}

@@ -1,7 +1,6 @@
 """The figures of a run, drawn from what its ensemble holds."""
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from latticeflow import plots
 from latticeflow.cli.analysis import exact_charges, exact_values
@@ -38,6 +37,6 @@ def _baseline(ensemble: Ensemble) -> np.ndarray | None:
     return ensemble.proposals("baseline_log_weight") if "baseline_log_weight" in ensemble.proposal_names else None
 
 
-def _weights(flow: np.ndarray, baseline: np.ndarray | None) -> Figure:
+def _weights(flow: np.ndarray, baseline: np.ndarray | None) -> plots.Figure:
     baseline_ess = None if baseline is None else ess(baseline)
     return plots.weight_histogram(flow, baseline=baseline, ess=ess(flow), baseline_ess=baseline_ess)

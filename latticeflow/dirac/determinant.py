@@ -23,7 +23,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from latticeflow.dirac.wilson import wilson_matrix
+from latticeflow.dirac.wilson import per_configuration, wilson_matrix
 
 Method = Literal["auto", "cyclic", "dense"]
 
@@ -54,8 +54,6 @@ def log_abs_det(
 
 
 def _dense(links: Tensor, kappa: float | Tensor, twists: Tensor | None) -> tuple[Tensor, Tensor]:
-    if isinstance(kappa, Tensor) and kappa.dim():
-        kappa = kappa[:, None, None]
     if twists is None:
         sign, log_abs = torch.linalg.slogdet(wilson_matrix(links, kappa))
         return log_abs, torch.sign(sign.real)
@@ -107,7 +105,7 @@ def _slices(links: Tensor, kappa: float | Tensor) -> tuple[Slab, Tensor, Tensor]
     space = (space + gauge - torch.roll(gauge, -1, -1))[:, reduction_order(extent_time)].movedim(1, 0)
 
     weight = 2 * torch.as_tensor(kappa, dtype=links.dtype, device=links.device)
-    weight = weight.reshape(-1, 1, 1) if weight.dim() else weight
+    weight = per_configuration(weight, 3)
     x = torch.arange(extent, device=links.device)
     wraps = x[None, :] < x[:, None]
     powers = weight ** ((x[None, :] - x[:, None]) % extent)

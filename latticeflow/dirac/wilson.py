@@ -21,10 +21,16 @@ def hops(links: Tensor) -> Tensor:
     return torch.polar(sign.abs().expand_as(links), links) * sign
 
 
+def per_configuration(value: float | Tensor, dimensions: int) -> float | Tensor:
+    """Return a number as it is, and one for each configuration, `(batch,)`, with axes of length 1 added."""
+    return value.reshape(-1, *[1] * (dimensions - 1)) if isinstance(value, Tensor) and value.dim() else value
+
+
 def apply_wilson(links: Tensor, kappa: float | Tensor, spinor: Tensor) -> Tensor:
     """Return `M psi` without building M.
 
-    `links (batch, 2, L0, L1)`, `spinor (batch, L0, L1, 2)` complex, the last axis being spin.
+    `links (batch, 2, L0, L1)`, `spinor (batch, L0, L1, 2)` complex, the last axis being spin; `kappa` is a number or
+    `(batch,)`.
     """
     phases = hops(links)
     gamma = GAMMA.to(spinor)
@@ -35,11 +41,14 @@ def apply_wilson(links: Tensor, kappa: float | Tensor, spinor: Tensor) -> Tensor
         forward = u * shift(components, mu)
         backward = shift(u.conj() * components, mu, -1)
         hopped = hopped + forward + backward + torch.einsum("st,btxy->bsxy", gamma[mu], backward - forward)
-    return (components - kappa * hopped).movedim(1, -1)
+    return (components - per_configuration(kappa, 4) * hopped).movedim(1, -1)
 
 
 def wilson_matrix(links: Tensor, kappa: float | Tensor) -> Tensor:
-    """Return M as a dense matrix `(batch, 2V, 2V)`; rows and columns count site first, spin last: `2 * site + spin`."""
+    """Return M as a dense matrix `(batch, 2V, 2V)`; rows and columns count site first, spin last: `2 * site + spin`.
+
+    `kappa` is a number or `(batch,)`.
+    """
     batch, _, *shape = links.shape
     size = volume(shape)
     phases = hops(links).reshape(batch, 2, size)
@@ -52,4 +61,4 @@ def wilson_matrix(links: Tensor, kappa: float | Tensor) -> Tensor:
         hopped = hopped + torch.einsum("st,bxy->bxsyt", one - gamma[mu], forward)
         hopped = hopped + torch.einsum("st,byx->bxsyt", one + gamma[mu], forward.conj())
     identity = torch.eye(2 * size, dtype=phases.dtype, device=links.device)
-    return identity - kappa * hopped.reshape(batch, 2 * size, 2 * size)
+    return identity - per_configuration(kappa, 3) * hopped.reshape(batch, 2 * size, 2 * size)

@@ -30,7 +30,7 @@ class PlaquetteCoupling(Bijection):
     them in its first layer, by distance, and goes on cell by cell: the screening of the charge density by fermions is
     long-ranged. A "local" one is made of `kernel x kernel` convolutions with `dilations` (1 where not given). Either
     also knows the frozen charge (`frozen_charge`): without it a flow can hardly tell the topological sectors apart, in
-    which the determinant is very different.
+    which the determinant is very different. Raises ValueError for another conditioner.
     """
 
     def __init__(
@@ -47,6 +47,8 @@ class PlaquetteCoupling(Bijection):
         self.sign = 1.0 if mask.mu == 0 else -1.0
         self.register_buffer("active_links", mask.active_links(), persistent=False)
         self.register_buffer("columns", torch.stack([mask.sites(c) for c in range(-1, 3)]).flatten(), persistent=False)
+        if conditioner not in ("global", "local"):
+            raise ValueError(f"conditioner must be 'global' or 'local', got {conditioner!r}")
         if conditioner == "global":
             tables = [mask.all_cells(), *[mask.neighbours(1)] * len(hidden)]
         else:
@@ -70,7 +72,7 @@ class PlaquetteCoupling(Bijection):
         invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
         cosine, sine = torch.cos(invariants), torch.sin(invariants)
         charge = frozen_charge(cosine[..., :3], sine[..., :3])
-        charge = charge / torch.sqrt(1 + charge**2)
+        charge = charge / torch.sqrt(1 + charge**2)  # bounded: far from the vacuum it would make the map chaotic
         return active, self.network(torch.cat([cosine, sine], dim=-1), torch.stack([charge, charge**2], dim=-1))
 
     def _update(self, links: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -66,11 +66,11 @@ def reparametrisation(sampler: FlowSampler, action: Action, batch: int, generato
 
 def path(sampler: FlowSampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
     """Pathwise estimator without the score term."""
-    x, _ = sampler.sample(batch, generator)
+    x, log_q = sampler.sample(batch, generator)
     leaf = x.detach().requires_grad_()
-    signal = sampler.log_prob(leaf) + action(leaf).double()
-    (gradient,) = torch.autograd.grad(signal.sum(), leaf)
-    return (x * gradient).sum() / batch, -signal.detach()
+    action_value = action(leaf).double()
+    (gradient,) = torch.autograd.grad((sampler.log_prob(leaf) + action_value).sum(), leaf)
+    return (x * gradient).sum() / batch, -(action_value + log_q).detach()
 
 
 def forward_kl(target: Callable[[int, Generator | None], Tensor]) -> Estimator:
@@ -102,6 +102,10 @@ def make_estimator(
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
     if signal_clip is not None and name != "reinforce":
         raise ValueError(f"signal_clip belongs to the reinforce estimator, got it with {name!r}")
+    if signal_clip is not None and not signal_clip > 0:
+        raise ValueError(f"signal_clip must be positive, got {signal_clip!r}")
+    if target is not None and name != "forward_kl":
+        raise ValueError(f"target belongs to the forward_kl estimator, got it with {name!r}")
     if name == "forward_kl":
         if target is None:
             raise ValueError("forward_kl needs target, a function that draws fields of the target distribution")

@@ -1,5 +1,6 @@
 """The training loop: any estimator, Adam with a schedule, bad steps skipped and counted, best weights kept."""
 
+import copy
 import math
 import time
 from collections import deque
@@ -25,7 +26,10 @@ class TrainingError(RuntimeError):
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """How to train; `window` batches are pooled into the running ESS, which also selects the best weights."""
+    """How to train; `window` batches are pooled into the running ESS, which also selects the best weights.
+
+    Raises ValueError naming the settings that are out of range.
+    """
 
     steps: int = 1000
     batch: int = 128
@@ -38,6 +42,15 @@ class TrainingSettings:
     window: int = 50
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        counts = {"batch": 2, "accumulate": 1, "window": 1, "steps": 0, "warmup": 0}
+        wrong = [f"{name} >= {low}" for name, low in counts.items() if getattr(self, name) < low]
+        wrong += ["learning_rate > 0"] if not self.learning_rate > 0 else []
+        wrong += ["gradient_clip > 0"] if self.gradient_clip is not None and not self.gradient_clip > 0 else []
+        wrong += ["decay 'cosine' or 'none'"] if self.decay not in ("cosine", "none") else []
+        if wrong:
+            raise ValueError(f"TrainingSettings needs {', '.join(wrong)}; got {self}")
+
     def rate(self, step: int) -> float:
         """Return the learning rate of a step: linear warm-up, then constant or half a cosine down to 0."""
         ramp = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
@@ -49,7 +62,8 @@ class TrainingSettings:
 class StepRecord:
     """What one training step did.
 
-    `loss = -mean(log w)`, an upper bound of `-log Z`; `ess` of the running window; `seconds` since the start.
+    `loss = -mean(log w)`, for reverse KL an upper bound of `-log Z`, for forward KL, whose samples are the target's, a
+    lower one; `ess` of the running window; `seconds` since the start.
     """
 
     step: int
@@ -123,8 +137,9 @@ class Trainer:
         return log_weight
 
     def _keep_best(self, running: float) -> None:
-        whole_window = self.step % self.settings.window == 0 or self.step == self.settings.steps
-        if whole_window and len(self.recent) == self.settings.window and running >= self.best_ess:
+        last = self.step == self.settings.steps
+        whole = self.step % self.settings.window == 0 and len(self.recent) == self.settings.window
+        if (whole or last) and running >= self.best_ess:
             self.best_ess, self.best_weights = running, self._weights()
 
     def _stop_if_hopeless(self, record: StepRecord) -> None:
@@ -140,7 +155,7 @@ class Trainer:
         return {
             "step": self.step,
             "weights": self._weights(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
             "recent": list(self.recent),
             "best_ess": self.best_ess,
             "best_weights": self.best_weights,
