@@ -83,16 +83,9 @@ def inner_violations(unit, other):
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 NAMES = [str(path.relative_to(PACKAGE)) for path in MODULES]
-KNOWN = {"cli/figures.py": "imports matplotlib.figure for an annotation"}
 
 
-def module_parameters():
-    for name, path in zip(NAMES, MODULES, strict=True):
-        marks = [pytest.mark.xfail(strict=True, reason=KNOWN[name])] if name in KNOWN else []
-        yield pytest.param(path, id=name, marks=marks)
-
-
-@pytest.mark.parametrize("path", list(module_parameters()))
+@pytest.mark.parametrize("path", MODULES, ids=NAMES)
 def test_imports_go_one_way(path):
     package = ".".join(["latticeflow", *path.relative_to(PACKAGE).parts[:-1]])
     assert violations(path.read_text(), unit_of(path), package) == []

@@ -134,7 +134,7 @@ def test_differences_name_a_section_that_only_one_has_and_a_changed_kind():
             "sampler.flow.bins",
             "sampler.flow.hidden",
             "sampler.flow.conditioner",
-        "sampler.flow.kernel",
+            "sampler.flow.kernel",
         ),
         "training",
     ]

@@ -157,10 +157,7 @@ def test_gradients_with_twists():
     close(slope, (ahead - behind) / 2e-5, 1e-8)
 
 
-@pytest.mark.parametrize(
-    "method",
-    ["cyclic", pytest.param("dense", marks=pytest.mark.xfail(strict=True, reason="kappa gains its axes twice"))],
-)
+@pytest.mark.parametrize("method", METHODS)
 def test_twists_with_a_kappa_of_each_configuration(method):
     links, twists = random_links((3, 4)), torch.tensor([0.0, 1.0], dtype=torch.float64)
     kappa = torch.tensor([0.1, 0.2, 0.3], dtype=torch.float64)

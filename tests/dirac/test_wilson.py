@@ -148,10 +148,8 @@ def test_apply_is_differentiable_in_links_and_spinor():
     )
 
 
-@pytest.mark.xfail(strict=True, reason="a kappa for each configuration does not broadcast over sites and spins")
 @pytest.mark.parametrize("batch", [2, 4])
 def test_kappa_of_each_configuration(batch):
-    """With 4 configurations on an extent of 4 nothing is raised and the result is wrong."""
     links, spinor = random_links((3, 4), batch=batch), random_spinor((3, 4), batch=batch)
     kappa = torch.linspace(0.1, 0.3, batch, dtype=torch.float64)
     applied = apply_wilson(links, kappa, spinor)

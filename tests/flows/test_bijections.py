@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,10 +10,11 @@ from torch import nn
 from torch.testing import assert_close
 
 from latticeflow.flows import Bijection, PlaquetteCoupling, Sequential, gauge_flow
+from latticeflow.flows.gauge import frozen_charge
 from latticeflow.flows.masks import StripeMask
 from latticeflow.flows.networks import CellConvolution, Conditioner
 from latticeflow.priors import links_from_plaquettes
-from latticeflow.u1 import gauge_transform, plaquette, shift_holonomies, topological_charge, wrap
+from latticeflow.u1 import gauge_transform, plaquette, shift_holonomies, topological_charge, wilson_loop, wrap
 
 BATCH = 6
 PERIOD = 4  # every mask is periodic under translations by four sites
@@ -29,6 +31,7 @@ def randomised(flow, seed, *, strength=0.5):
                     parameter.copy_(torch.randn(parameter.shape, generator=generator) * scale)
         for module in flow.modules():
             if isinstance(module, Conditioner):
+                module.context.weight.mul_(0.3)
                 last = module.layers[-1].linear
                 last.weight.mul_(2 * strength)
                 last.bias.copy_(strength * torch.randn(last.bias.shape, generator=generator))
@@ -368,55 +371,71 @@ def test_conditioner_scales_the_last_layer_and_needs_a_table_for_each():
         Conditioner([2, 5, 3], [table], contexts=2)
 
 
-def test_conditioner_sees_the_charge_of_a_frozen_tiling():
-    """Configurations with equal loops but for one frozen plaquette pushed over pi: the charge steps, the spline too."""
-    mask = StripeMask((4, 4), mu=0, offset=0)
-    coupling = randomised(PlaquetteCoupling(mask, hidden=[6]), seed=26)
-    frozen = mask.sites(1)[0]
-    plaquettes = torch.zeros(3, 16, dtype=torch.float64)
-    for row, angle in enumerate([math.pi - 2e-9, math.pi - 1e-9, math.pi + 1e-9]):
-        plaquettes[row, frozen] = angle
-        plaquettes[row, mask.sites(2)[2]] = -angle
-    links = links_from_plaquettes(plaquettes.reshape(3, 4, 4), torch.zeros(3, 2, dtype=torch.float64))
-    moved, _ = coupling(links)
-    below, above = (wrap(moved[row + 1] - moved[row]).abs().max() for row in (0, 1))
-    assert below < 1e-6
-    assert above < 1e-6  # the pushed pair +pi, -pi leaves the charge as it was
-    plaquettes[:, mask.sites(2)[2]] = -math.pi / 2
-    plaquettes[:, mask.sites(2)[3]] += -plaquettes.sum(1)
-    moved, _ = coupling(links_from_plaquettes(plaquettes.reshape(3, 4, 4), torch.zeros(3, 2, dtype=torch.float64)))
-    below, above = (wrap(moved[row + 1] - moved[row]).abs().max() for row in (0, 1))
-    assert below < 1e-6
-    assert above > 1e-2
+def test_frozen_charge_sums_a_smooth_sawtooth_over_all_loops():
+    """Odd, near `x / 2 pi` where smooth fields have their loops, through zero at pi; loops add up."""
+    loops = uniform_links(5, (2, 3), seed=29)[:, 0]
+    charge = charge_of(loops)
+    assert_close(charge_of(-loops), -charge)
+    single = [charge_of(loops * torch.eye(6, dtype=torch.float64)[n].reshape(2, 3)) for n in range(6)]
+    assert_close(charge, sum(single))
+    angles = torch.linspace(0.01, 1.5, 50, dtype=torch.float64)
+    one = torch.nn.functional.pad(angles[:, None], (2, 3)).reshape(50, 2, 3)
+    assert_close(charge_of(one), angles / (2 * math.pi), rtol=0.2, atol=0)
+    assert charge_of(torch.full((1, 2, 3), math.pi, dtype=torch.float64)).abs().item() < 1e-14
 
 
-@pytest.mark.parametrize("charge", [-2, -1, 1, 2])
-def test_charge_of_the_frozen_tiling_is_the_topological_one_on_smooth_fields(charge):
-    """A constant-flux background, the network silent but for its context."""
-    coupling = PlaquetteCoupling(StripeMask((8, 8), mu=1, offset=2), hidden=[]).double()
-    with torch.no_grad():
-        for parameter in coupling.parameters():
-            parameter.zero_()
-        coupling.network.context.weight[0] = torch.tensor([0.1, 0.01])  # the shift: 0.1 Q + 0.01 |Q|
+def charge_of(loops):
+    return frozen_charge(torch.cos(loops), torch.sin(loops))
+
+
+@pytest.mark.parametrize("charge", [-3, -1, 0, 2])
+def test_context_follows_the_topological_charge_on_smooth_fields(charge):
+    """A constant-flux background: charge and its square, within what smoothing distorts."""
+    coupling = PlaquetteCoupling(StripeMask((8, 8), mu=1, offset=2), hidden=[4]).double()
     plaquettes = torch.full((1, 8, 8), 2 * math.pi * charge / 64, dtype=torch.float64)
     links = links_from_plaquettes(plaquettes, torch.zeros(1, 2, dtype=torch.float64))
     assert topological_charge(links).item() == charge
-    moved, log_det = coupling(links)
-    assert wrap(moved - links).abs().max().item() == pytest.approx(abs(0.1 * charge + 0.01 * abs(charge)))
-    assert log_det.item() == pytest.approx(0, abs=1e-12)
+    (context,) = contexts_seen(coupling, lambda: coupling(links))
+    assert context[0, 0].item() == pytest.approx(charge, rel=0.2, abs=1e-12)
+    assert context[0, 1].item() == pytest.approx(context[0, 0].item() ** 2)
+
+
+def contexts_seen(coupling, act):
+    seen = []
+    handle = coupling.network.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
+    act()
+    handle.remove()
+    return seen
 
 
 @pytest.mark.parametrize("conditioner", ["global", "local"])
-def test_a_coupling_cannot_change_the_charge_it_is_conditioned_on(conditioner):
-    mask = StripeMask((4, 8), mu=1, offset=1)
-    flow = randomised(PlaquetteCoupling(mask, hidden=[4], conditioner=conditioner), seed=27)
-    seen = []
-    flow.network.register_forward_hook(lambda module, inputs, output: seen.append(inputs[1]))
-    moved, _ = flow(uniform_links(500, (4, 8), seed=28))
-    flow.inverse(moved)
-    assert torch.equal(seen[0], seen[1])
-    assert torch.equal(seen[0][:, 0].abs(), seen[0][:, 1])
-    assert seen[0][:, 0].unique().numel() >= 3
+def test_a_coupling_cannot_change_the_charge_it_is_conditioned_on_and_uses_it(conditioner):
+    flow = randomised(coupling((4, 8), 1, 1, hidden=[4], conditioner=conditioner), seed=27)
+    links = uniform_links(100, (4, 8), seed=28)
+    before, after = contexts_seen(flow, lambda: flow.inverse(flow(links)[0]))
+    assert_close(before, after, rtol=0, atol=1e-10)
+    assert before[:, 0].std() > 0.3
+    _, log_det = flow(links)
+    with torch.no_grad():
+        flow.network.context.weight.zero_()
+    assert (flow(links)[1] - log_det).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("conditioner", ["global", "local"])
+@pytest.mark.parametrize("mu", [0, 1])
+def test_no_jump_where_a_loop_passes_pi(mu, conditioner):
+    """Jumps of the density there would bias gradients that are taken sample by sample."""
+    flow = randomised(coupling((4, 4), mu, 1, conditioner=conditioner), seed=30)
+    links, velocity = uniform_links(1, (4, 4), seed=31), uniform_links(1, (4, 4), seed=32)
+    loops = [partial(wilson_loop, r0=r0, r1=r1) for r0, r1 in [(1, 1), (1, 2), (2, 1)]]
+    start, speed = (torch.cat([loop(x).flatten() for loop in loops]) for x in (links, velocity))
+    times = (wrap(math.pi - start) / speed)[:, None, None, None]
+    angle = torch.cat([loop(links + times * velocity).flatten(1) for loop in loops], dim=1).diagonal()
+    assert_close(wrap(angle).abs(), torch.full_like(angle, math.pi))
+    for _, direction in both_ways(flow):
+        before, after = (direction(links + (times + side) * velocity) for side in (-1e-10, 1e-10))
+        assert_same_links(before[0], after[0], 1e-4)
+        assert_close(before[1], after[1], rtol=0, atol=1e-4)
 
 
 def test_gauge_flow_refuses_lattices_that_do_not_tile():

@@ -325,7 +325,7 @@ def schwinger():
     metropolis, draws = IndependenceMetropolis(sampler, action), generator(17)
     wanted = {name: o for name, o in observables(action).items() if name in TRUSTED}
     state, series = metropolis.start(256, draws), {name: [] for name in (*wanted, "accepted", "proposed")}
-    for _ in range(120):
+    for _ in range(90):
         state, info = metropolis.step(state, draws)
         for name, observable in wanted.items():
             series[name].append(observable(state.field).numpy())

@@ -126,13 +126,12 @@ def p_value(values, expected=None):
 # ---------------------------------------------------------------- the expected gradient
 
 
-@pytest.mark.parametrize("batch", [2, 5])
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_expected_gradient_in_closed_form(name, batch):
-    """Small batches, where a baseline that is not leave-one-out would scale the gradient by (n - 1) / n."""
+def test_expected_gradient_in_closed_form(name):
+    """In batches of two, where a baseline that is not leave-one-out would halve the gradient."""
     sampler, action = NormalSampler(0.3, 0.2), NormalAction()
     estimator = make_estimator(name, target=normal_target if name == "forward_kl" else None)
-    found = estimates(estimator, sampler, action, batch=batch, batches=2500, seed=3)
+    found = estimates(estimator, sampler, action, batch=2, batches=3000, seed=3)
     gap, ratio = 0.3 - action.mean, math.exp(0.4) / action.width**2
     reverse = [gap / action.width**2, ratio - 1]
     forward = [gap * math.exp(-0.4), 1 - 1 / ratio - gap**2 * math.exp(-0.4)]

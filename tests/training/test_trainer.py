@@ -78,8 +78,8 @@ def flat(call):
 # ---------------------------------------------------------------- it learns
 
 
-@pytest.mark.parametrize("estimator", ["path", "reinforce"])
-def test_training_lowers_the_loss_and_raises_the_ess(estimator):
+@pytest.mark.parametrize(("estimator", "steps"), [("path", 35), ("reinforce", 50)])
+def test_training_lowers_the_loss_and_raises_the_ess(estimator, steps):
     """U(1) at beta = 1 from Haar: the untrained ESS is 0.003, the loss is bounded by -log Z = -3.77."""
     model = sampler(layers=8)
 
@@ -90,7 +90,7 @@ def test_training_lowers_the_loss_and_raises_the_ess(estimator):
         return -log_weight.mean().item(), ess(log_weight.numpy())
 
     loss_before, ess_before = fresh()
-    records = train(model, U1Action(1.0), estimator, steps=40, batch=48, window=10, warmup=5, learning_rate=2e-2)
+    records = train(model, U1Action(1.0), estimator, steps=steps, batch=64, window=10, warmup=5, learning_rate=2e-2)
     loss_after, ess_after = fresh()
     assert loss_before > -1
     assert ess_before < 0.1
@@ -154,7 +154,6 @@ def test_train_refuses_contradictions(arguments, message):
         train(sampler(), U1Action(1.0), **arguments)
 
 
-@pytest.mark.xfail(strict=True, reason="TrainingSettings takes any word for decay, and then the rate is constant")
 def test_unknown_decay_is_refused():
     with pytest.raises(ValueError, match="decay"):
         train(sampler(), U1Action(1.0), decay="cosin", **QUICK)
@@ -200,13 +199,13 @@ def test_continued_run_is_bitwise_the_uninterrupted_one(tmp_path, estimator, pau
     assert continued.records[-1].seconds >= continued.records[pause - 1].seconds
 
 
-@pytest.mark.xfail(strict=True, reason="state_dict aliases Adam's moments, which later steps change in place")
 def test_state_dict_is_a_snapshot():
     whole, states = trainer(), {}
     whole.run(lambda run, record: states.setdefault(run.step, run.state_dict()))
     continued = trainer()
     continued.load_state_dict(states[6])
     continued.run()
+    assert comparable(continued.records) == comparable(whole.records)
     assert torch.equal(weights(continued.sampler), weights(whole.sampler))
 
 
@@ -264,6 +263,17 @@ def test_non_finite_gradient_alone_is_skipped():
     assert all(record.skipped for record in run.records)
     assert all(not math.isfinite(record.gradient_norm) for record in run.records)
     assert torch.equal(weights(run.sampler), start)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_non_finite_weight_alone_is_skipped(value):
+    """With a finite gradient, as a clipped signal may have."""
+    run = trainer(estimator=scripted(lambda call: flat(call) + (value if call == 2 else 0.0)), steps=4, window=1)
+    at_step = {}
+    run.run(lambda t, record: at_step.update({record.step: weights(t.sampler)}))
+    assert [record.skipped for record in run.records] == [False, True, False, False]
+    assert torch.equal(at_step[2], at_step[1])
+    assert math.isfinite(run.records[1].gradient_norm)
 
 
 def test_persistent_failure_raises_with_advice():
@@ -375,13 +385,11 @@ def test_the_last_window_may_be_cut_short():
     assert torch.equal(weights(run.sampler), at_step[10])
 
 
-@pytest.mark.xfail(strict=True, reason="a run shorter than the window ends with the untrained weights")
 def test_a_run_shorter_than_the_window_is_not_thrown_away():
     run, at_step = run_with_good_steps((), steps=3, window=50)
     assert torch.equal(weights(run.sampler), at_step[3])
 
 
-@pytest.mark.xfail(strict=True, reason="a skipped step leaves the only window short, so it never counts")
 def test_a_run_of_one_window_with_a_skipped_step_is_not_thrown_away():
     model = sampler()
     start = weights(model)
