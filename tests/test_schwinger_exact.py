@@ -88,7 +88,7 @@ def test_quadrature_of_the_marginal():
 def test_importance_sampling_gives_the_same(beta, kappa, sector):
     """`log Z`, plaquette and condensate within 4 deviations of the quadrature: 8e-4 for all twelve together."""
     action, prior = SchwingerAction(beta, kappa), QuenchedU1(1.3 * beta, (2, 2), sector=sector)
-    links = prior.sample(10_000, torch.Generator().manual_seed(1))
+    links = prior.sample(20_000, torch.Generator().manual_seed(1))
     log_weight = (-action(links) - prior.log_prob(links)).numpy()
     wanted = observables(action)
     found = [log_z(log_weight)]

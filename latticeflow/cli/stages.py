@@ -209,5 +209,5 @@ def _write_baseline(folder: RunFolder, ensemble: Ensemble) -> None:
     baseline = quenched_baseline(prior, action, samples=settings.samples, generator=generator)
     ensemble.write_proposals("baseline_log_weight", baseline.log_weight.numpy())
     ensemble.write_proposals("baseline_plain_log_weight", baseline.plain_log_weight.numpy())
-    arrays = {"smooth_sector": np.array(prior.smooth_sector).reshape(-1, 2)}
+    arrays = {"smooth_sector": np.array(prior.smooth_sector)} if prior.smooth_sector else {}
     ensemble.write_analysis("baseline_law", {"beta": prior.beta, "sector": prior.sector}, arrays)
