@@ -13,7 +13,7 @@ import torch
 from scipy.special import ive
 from scipy.stats import chisquare, kstest, norm, vonmises
 
-from latticeflow.exact import u1_charge_distribution, u1_charge_log_z, u1_log_z
+from latticeflow.exact import u1_charge_distribution, u1_log_z
 from latticeflow.priors import HaarUniform, Normal, QuenchedU1, links_from_plaquettes, von_mises
 from latticeflow.u1 import plaquette, polyakov_loop, topological_charge
 
@@ -189,23 +189,8 @@ def test_reweighting_gives_the_ratio_of_partition_functions(shape, first, second
 @pytest.mark.parametrize("factor", FACTORS)
 def test_density_is_the_boltzmann_weight(factor):
     links, offset = boltzmann_offset(factor)
-    np.testing.assert_allclose(offset, -exact_log_z(1.5, (3, 4), factor), rtol=0, atol=1e-7)
-    np.testing.assert_allclose(offset, offset[0], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(offset, -exact_log_z(1.5, (3, 4), factor), rtol=0, atol=1e-12)
     assert {-1.0, 0.0, 1.0} <= set(topological_charge(links).tolist())
-
-
-@pytest.mark.parametrize("factor", FACTORS[1:])
-def test_normalisation_is_that_of_double_precision(factor):
-    np.testing.assert_allclose(boltzmann_offset(factor)[1], -exact_log_z(1.5, (3, 4), factor), rtol=0, atol=1e-12)
-
-
-def test_normalisation_without_sectors_is_that_of_double_precision():
-    np.testing.assert_allclose(boltzmann_offset(0.0)[1], -u1_log_z(1.5, (3, 4)), rtol=0, atol=1e-12)
-
-
-def test_quadratic_sector_factor_has_a_closed_form_of_its_own():
-    expected = u1_log_z(1.5, (3, 4)) + u1_charge_log_z(1.5, (3, 4), 0.7)
-    assert QuenchedU1(1.5, (3, 4), sector=0.7).log_normalisation == pytest.approx(expected, abs=1e-7)
 
 
 def boltzmann_offset(factor):

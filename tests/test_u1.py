@@ -12,7 +12,9 @@ from latticeflow.u1 import (
     plaquette,
     polyakov_loop,
     random_gauge_transform,
+    sawtooth,
     shift_holonomies,
+    smooth_charge,
     topological_charge,
     wilson_loop,
     wrap,
@@ -143,6 +145,42 @@ def test_random_links_have_charges_of_both_signs():
     charges = {int(q) for q in topological_charge(random_links((4, 4), batch=200))}
     assert {-1, 0, 1} <= charges
     assert topological_charge(random_links((4, 4)).float()).dtype == torch.float32
+
+
+def test_sawtooth_is_a_smoothed_fourier_series_of_the_wrapped_angle():
+    """Coefficients `2 (-1)^(k+1) / k` of the wrapped angle, times Lanczos factors `sinc(k / 3)`, k = 1 and 2."""
+    angle = random_angles(200)
+    grid = 2 * np.pi * (np.arange(3000) + 0.5) / 3000 - np.pi
+    expected = np.zeros(200)
+    for k in (1, 2):
+        coefficient = 2 * np.mean(grid * np.sin(k * grid))
+        expected += np.sinc(k / 3) * coefficient * np.sin(k * angle.numpy())
+    found = sawtooth(torch.cos(angle), torch.sin(angle))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+    assert float(sawtooth(torch.tensor(-1.0), torch.tensor(0.0))) == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_smooth_charge_by_loops_and_its_symmetries(shape):
+    links = random_links(shape)
+    charge = smooth_charge(links)
+    for b in range(3):
+        angles = torch.tensor([walk(links[b], site, rectangle(1, 1)) for site in sites(shape)], dtype=torch.float64)
+        expected = float(sawtooth(torch.cos(angles), torch.sin(angles)).sum()) / (2 * math.pi)
+        assert float(charge[b]) == pytest.approx(expected, abs=1e-12)
+    torch.testing.assert_close(smooth_charge(-links), -charge, rtol=0, atol=1e-12)
+    transformed = random_gauge_transform(links, torch.Generator().manual_seed(7))
+    torch.testing.assert_close(smooth_charge(transformed), charge, rtol=0, atol=1e-12)
+    torch.testing.assert_close(smooth_charge(links + 2 * math.pi), charge, rtol=0, atol=1e-12)
+
+
+def test_smooth_charge_follows_the_topological_charge():
+    links = torch.cat([constant_flux((4, 4), charge) for charge in (0, -3, -1, 1, 3)])
+    charges, smooth = topological_charge(links), smooth_charge(links)
+    assert charges.tolist() == [0, -3, -1, 1, 3]
+    assert torch.equal(torch.sign(smooth.round(decimals=9)), torch.sign(charges))
+    rough = random_links((4, 4), batch=400, seed=8)
+    assert np.corrcoef(smooth_charge(rough), topological_charge(rough))[0, 1] > 0.8
 
 
 @pytest.mark.parametrize("shape", SHAPES)
