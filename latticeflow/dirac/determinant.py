@@ -45,6 +45,10 @@ def log_abs_det(
     `(batch, n)`.
     `kappa` is a number or a tensor `(batch,)`; both links and kappa may carry gradients. `method` is "cyclic" (also
     "auto"), or "dense", the LU of the full matrix in O(V^3). Raises ValueError for an unknown method.
+
+    Both lose digits, and may fail, for nearly constant links at kappa above the critical value (0.25 there) on long
+    lattices: open slabs then have exponentially small modes (free field, 64x16: 1e-5 at kappa 0.3, useless at 0.35;
+    exact to 1e-10 up to 0.276). Configurations drawn at beta 0 to 7 were exact to 1e-11 up to kappa 0.49.
     """
     if method in ("auto", "cyclic"):
         return _cyclic(links, kappa, twists)

@@ -18,10 +18,11 @@ def observables(action: Action, names: Sequence[str] | None = None) -> dict[str,
     Raises ValueError naming the ones that the theory does not have, and those that it has.
     """
     found = _all(action.action if isinstance(action, HolonomyMarginal) else action)
-    unknown = [name for name in names or () if name not in found]
+    wanted = found if names is None else names
+    unknown = [name for name in wanted if name not in found]
     if unknown:
         raise ValueError(f"{action.theory} has no observable {', '.join(unknown)}; it has {', '.join(found)}")
-    return {name: found[name] for name in names or found}
+    return {name: found[name] for name in wanted}
 
 
 def _all(action: Action) -> dict[str, Observable]:

@@ -39,7 +39,7 @@ def log_z(log_weights: ArrayLike) -> tuple[float, float]:
     ``log Z = logsumexp(l) - log n``, error ``sqrt((1/ESS - 1)/n)``; shapes and errors as ``ess``.
     """
     weights = scaled_weights(log_weights)
-    value = float(np.max(log_weights)) + float(np.log(weights.mean()))
+    value = float(np.max(np.asarray(log_weights))) + float(np.log(weights.mean()))
     return value, float(np.sqrt(max(1 / ess(log_weights) - 1, 0.0) / weights.size))
 
 
