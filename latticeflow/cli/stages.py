@@ -170,7 +170,10 @@ def _chain_start(folder: RunFolder, kernel: IndependenceMetropolis, ensemble: En
                 "the file was replaced or cut"
             )
         return ChainState(**checkpoint.state["state"]), checkpoint.step
-    return kernel.start(config.chain.replica, stream(config.run.seed, "start", device=config.run.device)), 0
+    try:
+        return kernel.start(config.chain.replica, stream(config.run.seed, "start", device=config.run.device)), 0
+    except ValueError as error:
+        raise SamplingError(str(error)) from error
 
 
 def _check_replay(ensemble: Ensemble, rows: dict[str, dict[str, np.ndarray]], done: int) -> None:
