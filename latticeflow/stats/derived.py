@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latticeflow.stats.gamma import analyse_fluctuations
-from latticeflow.stats.result import GammaResult
+from latticeflow.stats.fluctuations import analyse_fluctuations, check_settings, chunks, peaks
+from latticeflow.stats.result import GammaResult, undefined_result
 from latticeflow.stats.series import Series, as_replica, pooled_mean
 
-Gradient = ArrayLike | Callable[[NDArray[np.float64]], ArrayLike]
+Function = Callable[[NDArray[np.float64]], ArrayLike]
+Gradient = ArrayLike | Function
 STEP = 0.01
 
 
@@ -32,16 +33,67 @@ def gamma_derived(
     Raises ValueError where ``gamma_method`` does, for observables of unequal lengths, and for a function or gradient
     that is not finite or not of the right shape.
     """
-    histories = [as_replica(series, replica) for series in observables]
+
+    def number(means: NDArray[np.float64]) -> float:
+        return _finite_number(function, means)
+
+    def slopes(means: NDArray[np.float64]) -> NDArray[np.float64]:
+        return _finite_gradient(gradient, means)
+
+    return gamma_derived_many(
+        number,
+        observables,
+        gradient=None if gradient is None else slopes,
+        replica=replica,
+        s=s,
+        tau_exp=tau_exp,
+        window_max=window_max,
+    )[0]
+
+
+def gamma_derived_many(
+    function: Function,
+    observables: Sequence[Series],
+    *,
+    gradient: Gradient | None = None,
+    replica: Sequence[int] | None = None,
+    s: float = 2.0,
+    tau_exp: float | None = None,
+    window_max: int | None = None,
+) -> list[GammaResult]:
+    """Return the ``M`` values of an array-valued function of the means, each with the error of ``gamma_derived``.
+
+    ``function`` maps the means ``(K,)`` to an array of any shape, flattened to ``(M,)``; it is called once, and twice
+    more for each observable unless ``gradient``, of that shape with ``K`` appended, is given. ``observables`` holds
+    ``K`` series, observables first. A value that is not finite, or whose slope is not, gives a result of NaN, not
+    converged, with the warning "undefined: ..."; what the function raises is passed on.
+    Raises ValueError where ``gamma_method`` does (naming the observable), for observables of unequal lengths, and for
+    a function or gradient of changing or wrong shape.
+    """
+    check_settings(s=s, tau_exp=tau_exp, window_max=window_max)
+    histories = [as_replica(series, replica, name=f"observables[{k}]") for k, series in enumerate(observables)]
     _check_lengths(histories)
-    means = np.array([pooled_mean(chains) for chains in histories])
-    value = _evaluate(function, means)
-    slopes = _slopes(function, histories, means, gradient)
-    fluctuations = [
-        sum(slope * (chain - mean) for slope, chain, mean in zip(slopes, chains, means, strict=True))
-        for chains in zip(*histories, strict=True)
-    ]
-    return analyse_fluctuations(value, fluctuations, s=s, tau_exp=tau_exp, window_max=window_max)
+    chains = [np.stack(parts) for parts in zip(*histories, strict=True)]
+    means = pooled_mean(chains)
+    for chain in chains:
+        chain -= means[:, None]
+    n = sum(chain.shape[1] for chain in chains)
+    largest = peaks(chains)
+    with np.errstate(all="ignore"):  # what is undefined is marked below
+        values = _real(function(means.copy()), "function").ravel()
+        if gradient is None:
+            slopes = _differences(function, means, STEP * _naive_errors(chains, largest, n), values.size)
+        else:
+            slopes = _given_slopes(gradient, means, values.size)
+        defined = np.isfinite(values) & np.isfinite(np.abs(slopes) @ largest)
+    results = [undefined_result(n, _reason(value)) for value in values]
+    for part in chunks(np.count_nonzero(defined), n):
+        which = np.flatnonzero(defined)[part]
+        projected = [slopes[which] @ chain for chain in chains]
+        analysed = analyse_fluctuations(values[which], projected, s=s, tau_exp=tau_exp, window_max=window_max)
+        for m, result in zip(which, analysed, strict=True):
+            results[m] = result
+    return results
 
 
 def _check_lengths(histories: Sequence[Sequence[NDArray[np.float64]]]) -> None:
@@ -52,40 +104,57 @@ def _check_lengths(histories: Sequence[Sequence[NDArray[np.float64]]]) -> None:
         raise ValueError(f"observables must have the same replica lengths, found {lengths}")
 
 
-def _evaluate(function: Callable[[NDArray[np.float64]], float], point: NDArray[np.float64]) -> float:
-    value = np.asarray(function(point), dtype=np.float64)
+def _real(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    array = np.asarray(values)
+    if np.iscomplexobj(array):
+        raise ValueError(f"{name} must return real numbers, found {array}")
+    return array.astype(np.float64)
+
+
+def _finite_number(function: Function, point: NDArray[np.float64]) -> float:
+    value = _real(function(point), "function")
     if value.size != 1 or not np.isfinite(value).all():
         raise ValueError(f"function must return one finite number, found {value} at {point}")
     return value.item()
 
 
-def _slopes(
-    function: Callable[[NDArray[np.float64]], float],
-    histories: Sequence[Sequence[NDArray[np.float64]]],
-    means: NDArray[np.float64],
-    gradient: Gradient | None,
-) -> NDArray[np.float64]:
-    if gradient is None:
-        steps = [STEP * _naive_error(chains, mean) for chains, mean in zip(histories, means, strict=True)]
-        return np.array([_slope(function, means, k, step) for k, step in enumerate(steps)])
+def _finite_gradient(gradient: Gradient | None, means: NDArray[np.float64]) -> NDArray[np.float64]:
     slopes = np.asarray(gradient(means) if callable(gradient) else gradient, dtype=np.float64)
     if slopes.shape != means.shape or not np.isfinite(slopes).all():
         raise ValueError(f"gradient must be finite, of shape {means.shape}, found {slopes}")
     return slopes
 
 
-def _naive_error(chains: Sequence[NDArray[np.float64]], mean: float) -> float:
-    squares = sum(float(np.sum((chain - mean) ** 2)) for chain in chains)
-    return float(np.sqrt(squares)) / sum(chain.size for chain in chains)
+def _given_slopes(gradient: Gradient, means: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    slopes = _real(gradient(means.copy()) if callable(gradient) else gradient, "gradient")
+    if slopes.shape[-1:] != means.shape or slopes.size != count * means.size:
+        raise ValueError(f"gradient must be {count} values by {means.size} observables, found shape {slopes.shape}")
+    return slopes.reshape(count, means.size)
 
 
-def _slope(
-    function: Callable[[NDArray[np.float64]], float], means: NDArray[np.float64], index: int, step: float
-) -> float:
-    direction = np.zeros_like(means)
-    # Rounded so that mean + direction is exact: the quotient then divides by the step that was really taken.
-    direction[index] = (means[index] + step) - means[index]
-    if direction[index] == 0:
-        return 0.0
-    difference = _evaluate(function, means + direction) - _evaluate(function, means - direction)
-    return float(difference / (2 * direction[index]))
+def _naive_errors(chains: Sequence[NDArray[np.float64]], largest: NDArray[np.float64], n: int) -> NDArray[np.float64]:
+    """Return ``sqrt(sum d^2) / n`` per observable, without overflow of the squares."""
+    unit = np.where(largest > 0, largest, 1.0)
+    return unit * np.sqrt(sum(np.sum((chain / unit[:, None]) ** 2, axis=1) for chain in chains)) / n
+
+
+def _differences(
+    function: Function, means: NDArray[np.float64], steps: NDArray[np.float64], count: int
+) -> NDArray[np.float64]:
+    """Return central differences, shape ``(M, K)``; 0 for an observable that does not fluctuate."""
+    slopes = np.zeros((count, means.size))
+    for k, step in enumerate(steps):
+        direction = np.zeros_like(means)
+        # Rounded so that mean + direction is exact: the quotient then divides by the step that was really taken.
+        direction[k] = (means[k] + step) - means[k]
+        if direction[k] != 0:
+            sides = [_real(function(means + sign * direction), "function").ravel() for sign in (1, -1)]
+            if any(side.size != count for side in sides):
+                raise ValueError(f"function must always return {count} values, found {[side.size for side in sides]}")
+            slopes[:, k] = (sides[0] - sides[1]) / (2 * direction[k])
+    return slopes
+
+
+def _reason(value: float) -> str:
+    where = "" if not np.isfinite(value) else ", but its slope there is not finite"
+    return f"the function is {value:.6g} at the means{where}"

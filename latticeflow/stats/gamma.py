@@ -1,17 +1,15 @@
-"""The Gamma method: mean, error and integrated autocorrelation time of a Monte Carlo history."""
+"""The Gamma method: mean, error and integrated autocorrelation time of Monte Carlo histories."""
 
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import chdtrc
 
-from latticeflow.stats.autocovariance import autocovariance
-from latticeflow.stats.result import GammaResult, constant_result, judge
-from latticeflow.stats.series import Series, as_replica, pooled_mean
-from latticeflow.stats.window import Window, automatic_window, rho_error, slow_mode_window, tau_by_window
+from latticeflow.stats.fluctuations import analyse_fluctuations, check_settings, chunks, rows
+from latticeflow.stats.result import GammaResult, constant_result
+from latticeflow.stats.series import Series, as_replica, as_tables, pooled_mean
 
-LONG_SERIES = 100_000
+BLOCK = 512
 
 
 def gamma_method(
@@ -33,119 +31,51 @@ def gamma_method(
     Raises ValueError for NaN or infinity (naming the index), fewer than 4 samples in a chain, or a setting that is not
     positive.
     """
-    chains = as_replica(series, replica)
-    first = float(chains[0][0])
-    if all(np.all(chain == first) for chain in chains):
-        return constant_result(first, sum(chain.size for chain in chains))
-    mean = pooled_mean(chains)
-    fluctuations = [chain - mean for chain in chains]
-    return analyse_fluctuations(mean, fluctuations, s=s, tau_exp=tau_exp, window_max=window_max)
+    check_settings(s=s, tau_exp=tau_exp, window_max=window_max)
+    chains = [chain[None] for chain in as_replica(series, replica)]
+    return _analyse(chains, s=s, tau_exp=tau_exp, window_max=window_max)[0]
 
 
-def analyse_fluctuations(
-    mean: float,
-    fluctuations: Sequence[NDArray[np.float64]],
-    *,
-    s: float = 2.0,
-    tau_exp: float | None = None,
-    window_max: int | None = None,
-) -> GammaResult:
-    """Return the result for a value whose fluctuations are given, one array ``(N_r,)`` per replica, of total sum zero.
+def gamma_many(
+    series: Series, *, s: float = 2.0, tau_exp: float | None = None, window_max: int | None = None
+) -> list[GammaResult]:
+    """Return the results of ``gamma_method`` for each of ``K`` observables, with the transforms done together.
 
-    Raises ValueError for a setting that is not positive.
+    ``series`` is one chain ``(n, K)``, chains ``(replica, n, K)``, or a list of chains ``(n_r, K)``: observables last.
+    The settings are those of ``gamma_method``, the same for all. Memory beyond the input does not grow with ``K``.
+    Raises ValueError as ``gamma_method``, naming replica, sample and observable.
     """
-    _check_settings(s=s, tau_exp=tau_exp, window_max=window_max)
-    scale = max(float(np.abs(chain).max()) for chain in fluctuations)
-    if scale == 0:
-        return constant_result(mean, sum(chain.size for chain in fluctuations))
-    scaled = [chain / scale for chain in fluctuations]
-    gamma, window = _windowed_autocovariance(scaled, s=s, tau_exp=tau_exp, window_max=window_max)
-    return _assemble(mean, scale, scaled, gamma, window, tau_exp=tau_exp)
+    check_settings(s=s, tau_exp=tau_exp, window_max=window_max)
+    tables = as_tables(series)
+    results: list[GammaResult] = []
+    for part in chunks(tables[0].shape[1], sum(len(table) for table in tables)):
+        chains = [_columns(table, part) for table in tables]
+        results += _analyse(chains, s=s, tau_exp=tau_exp, window_max=window_max)
+    return results
 
 
-def _windowed_autocovariance(
+def _columns(table: NDArray[np.float64], part: slice) -> NDArray[np.float64]:
+    """Return columns of a table as rows, transposed block by block, which reads every line of the cache once."""
+    chains = np.empty((part.stop - part.start, len(table)))
+    for start in range(0, len(table), BLOCK):
+        chains[:, start : start + BLOCK] = table[start : start + BLOCK, part].T
+    return chains
+
+
+def _analyse(
     chains: Sequence[NDArray[np.float64]], *, s: float, tau_exp: float | None, window_max: int | None
-) -> tuple[NDArray[np.float64], Window]:
-    n = sum(chain.size for chain in chains)
-    for max_lag in _lag_limits(chains, window_max):
-        gamma = autocovariance(chains, max_lag)
-        rho = gamma / gamma[0]
-        window = automatic_window(rho, n, s=s)
-        if tau_exp is not None:
-            window = slow_mode_window(rho, n, cutoff=window.lag)
-        if window.closed:
-            break
-    return gamma, window
-
-
-def _lag_limits(chains: Sequence[NDArray[np.float64]], window_max: int | None) -> list[int]:
-    """Return the largest lags to try in turn: for a long series a short, cheap range nearly always suffices."""
-    longest = max(chain.size for chain in chains)
-    limits = [longest // 50, longest // 2] if longest >= LONG_SERIES else [longest // 2]
-    return limits if window_max is None else sorted({min(limit, window_max) for limit in limits})
-
-
-def _assemble(
-    mean: float,
-    scale: float,
-    chains: Sequence[NDArray[np.float64]],
-    gamma: NDArray[np.float64],
-    window: Window,
-    *,
-    tau_exp: float | None,
-) -> GammaResult:
-    n = sum(chain.size for chain in chains)
-    lag = window.lag
-    variance, rho = _bias_corrected(gamma, window, n)
-    tau_of_window = tau_by_window(rho, antithetic=window.antithetic)
-    tail, tail_error = _slow_tail(rho, lag, n, tau_exp=tau_exp)
-    summed = float(tau_of_window[lag]) + tail
-    floored = summed < 1 / (2 * n)  # even samples that cancel in pairs leave one over: error^2 >= Gamma(0)/N^2
-    tau = 0.5 if floored else summed
-    error = scale * float(np.sqrt(2 * tau * variance / n))
-    chi2, p_value = _replica_consistency(chains, 2 * tau * variance)
-    converged, warnings = judge(n, tau, p_value, window=window, floored=floored)
-    shown = 4 * lag + 16
-    return GammaResult(
-        mean=mean,
-        error=error,
-        error_error=error * float(np.sqrt((lag + 0.5) / n)),
-        tau_int=tau,
-        tau_int_error=float(np.hypot(tau * np.sqrt(4 / n * max(lag + 0.5 - tau, 0.0)), tail_error)),
-        window=lag,
-        rho=rho[:shown].copy(),
-        tau_int_of_window=tau_of_window[:shown].copy(),
-        n=n,
-        n_eff=n / (2 * tau),
-        chi2=chi2,
-        p_value=p_value,
-        converged=converged,
-        warnings=warnings,
+) -> list[GammaResult]:
+    """Return the results for chains ``(K, N_r)``; whether a row is constant is asked before its mean is rounded."""
+    first = chains[0][:, 0]
+    moving = np.flatnonzero(
+        np.any([(chain.min(axis=-1) != first) | (chain.max(axis=-1) != first) for chain in chains], axis=0)
     )
-
-
-def _bias_corrected(gamma: NDArray[np.float64], window: Window, n: int) -> tuple[float, NDArray[np.float64]]:
-    """Return ``Gamma(0)`` and ``rho`` after giving back the ``C/N`` that the subtracted mean takes from every lag."""
-    summed = 2 * tau_by_window(gamma / gamma[0], antithetic=window.antithetic)[window.lag] * gamma[0]
-    corrected = gamma + max(summed, 0.0) / n
-    return float(corrected[0]), corrected / corrected[0]
-
-
-def _slow_tail(rho: NDArray[np.float64], lag: int, n: int, *, tau_exp: float | None) -> tuple[float, float]:
-    if tau_exp is None:
-        return 0.0, 0.0
-    tail = tau_exp * max(float(rho[lag + 1]), 0.0)
-    return float(tail), float(tau_exp * rho_error(rho, lag + 1, n, cutoff=max(lag, 1)))
-
-
-def _replica_consistency(chains: Sequence[NDArray[np.float64]], summed: float) -> tuple[float, float]:
-    if len(chains) == 1:
-        return float("nan"), float("nan")
-    chi2 = sum(chain.size * chain.mean() ** 2 for chain in chains) / summed
-    return float(chi2), float(chdtrc(len(chains) - 1, chi2))
-
-
-def _check_settings(*, s: float, tau_exp: float | None, window_max: int | None) -> None:
-    for name, value in (("s", s), ("tau_exp", tau_exp), ("window_max", window_max)):
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be positive, found {value}")
+    n = sum(chain.shape[-1] for chain in chains)
+    results = [constant_result(float(value), n) for value in first]
+    chains = [rows(chain, moving) for chain in chains]
+    means = pooled_mean(chains)
+    fluctuations = [chain - means[:, None] for chain in chains]
+    analysed = analyse_fluctuations(means, fluctuations, s=s, tau_exp=tau_exp, window_max=window_max)
+    for k, result in zip(moving, analysed, strict=True):
+        results[k] = result
+    return results

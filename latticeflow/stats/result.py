@@ -60,6 +60,27 @@ def constant_result(mean: float, n: int) -> GammaResult:
     )
 
 
+def undefined_result(n: int, reason: str) -> GammaResult:
+    """Return the result for a value that does not exist: NaN throughout, not converged, and the reason as a warning."""
+    nan = float("nan")
+    return GammaResult(
+        mean=nan,
+        error=nan,
+        error_error=nan,
+        tau_int=nan,
+        tau_int_error=nan,
+        window=0,
+        rho=np.full(1, nan),
+        tau_int_of_window=np.full(1, nan),
+        n=n,
+        n_eff=nan,
+        chi2=nan,
+        p_value=nan,
+        converged=False,
+        warnings=(f"undefined: {reason}",),
+    )
+
+
 def judge(n: int, tau: float, p_value: float, *, window: Window, floored: bool) -> tuple[bool, tuple[str, ...]]:
     """Return whether the error can be used as it is, and the warnings that the user should read.
 

@@ -83,19 +83,30 @@ def forward_ess(log_weights_of_target_samples: ArrayLike) -> float:
     ``1 / (<w>_p <1/w>_p)``, which equals ``<w>_q^2 / <w^2>_q`` but sees a mode that the proposal misses.
     Shapes and errors as ``ess``, and ValueError for ``-inf``, which a sample of the target cannot have.
     """
-    logs = _samples(log_weights_of_target_samples, "log_weights_of_target_samples")
-    check_values(logs, "log_weights_of_target_samples")
+    logs = target_log_weights(log_weights_of_target_samples)
     return float(np.exp(-np.log(scaled_weights(logs).mean()) - np.log(scaled_weights(-logs).mean()) - np.ptp(logs)))
 
 
 def scaled_weights(log_weights: ArrayLike) -> NDArray[np.float64]:
     """Return ``exp(l - max l)``, so that the largest weight is one; shape as given, errors as ``ess``."""
-    logs = _samples(log_weights, "log_weights")
-    check_values(logs, "log_weights", legal=_is_log_weight)
-    peak = logs.max()
-    if np.isneginf(peak):
-        raise ValueError("log_weights must not all be -inf: every weight is zero")
-    return np.exp(logs - peak)
+    logs = proposal_log_weights(log_weights)
+    return np.exp(logs - logs.max())
+
+
+def proposal_log_weights(log_weights: ArrayLike, name: str = "log_weights") -> NDArray[np.float64]:
+    """Return the log weights of proposals as an array, checked: ``-inf`` is allowed, but not for all; as ``ess``."""
+    logs = _samples(log_weights, name)
+    check_values(logs, name, legal=_is_log_weight)
+    if np.isneginf(logs.max()):
+        raise ValueError(f"{name} must not all be -inf: every weight is zero")
+    return logs
+
+
+def target_log_weights(log_weights: ArrayLike, name: str = "log_weights_of_target_samples") -> NDArray[np.float64]:
+    """Return the log weights of samples of the target as an array, checked: all are finite."""
+    logs = _samples(log_weights, name)
+    check_values(logs, name)
+    return logs
 
 
 def _samples(values: ArrayLike, name: str) -> NDArray[np.float64]:

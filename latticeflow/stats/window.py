@@ -72,7 +72,7 @@ def rho_error(rho: NDArray[np.float64], lag: int, n: int, *, cutoff: int) -> flo
     eq. (E.11); ``rho`` counts as zero beyond its last entry.
     """
     k = np.arange(1, min(lag + cutoff, rho.size - 1) + 1)
-    padded = np.concatenate((rho, np.zeros(lag)))
+    padded = np.concatenate((rho[: k.size + lag + 1], np.zeros(lag)))
     terms = padded[k + lag] + rho[np.abs(k - lag)] - 2 * rho[k] * rho[lag]
     return float(np.sqrt(np.sum(terms**2) / n))
 

@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 
-from latticeflow.stats import gamma_method
+from latticeflow.stats import fluctuations, gamma_method
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +97,12 @@ def test_pulls_have_unit_width_and_gaussian_coverage(ar1, a, ratio):
     assert taus.std() == pytest.approx(np.mean([result.tau_int_error for result in results]), rel=0.15)
 
 
+def test_one_sigma_covers_the_truth_in_two_of_three_chains(ar1):
+    """1000 chains at N/tau = 200: the share, expected 0.68 to 0.695, is known to 0.015; the seed is fixed."""
+    results = [gamma_method(chain) for chain in ar1(9 / 11, (1000, 1000), seed=23)]
+    assert 0.66 <= np.mean([abs(result.mean) < result.error for result in results]) <= 0.71
+
+
 def test_short_chains_are_flagged_and_their_errors_too_small(ar1):
     """N/tau = 20, 1000 chains: the mean error is some ten per cent short (known to one per cent); all are warned."""
     results = [gamma_method(chain) for chain in ar1(9 / 11, (1000, 100), seed=21)]
@@ -153,6 +159,18 @@ def test_long_series_with_a_long_memory_looks_beyond_the_short_range_of_lags(ar1
     assert result.window > 150_000 // 50
     assert abs(result.tau_int - exact_tau(0.999)) < 5 * result.tau_int_error
     assert result.tau_int == pytest.approx(gamma_method(ar1(0.999, 150_000, seed=34), window_max=75_000).tau_int)
+
+
+@pytest.mark.parametrize("tau_exp", [None, 60.0])
+def test_the_short_range_of_lags_changes_nothing(ar1, monkeypatch, tau_exp):
+    """Series of 20000 try 400 lags first; a slow mode of tau 50 has its window there, but not the errors of rho."""
+    for chain in ar1(0.98, (10, 20_000), seed=35):
+        short = gamma_method(chain, tau_exp=tau_exp)
+        with monkeypatch.context() as patch:
+            patch.setattr(fluctuations, "LONG_SERIES", 10**9)
+            long = gamma_method(chain, tau_exp=tau_exp)
+        assert short.window == long.window
+        assert short.error == pytest.approx(long.error, rel=1e-12)
 
 
 def test_fields_are_consistent(ar1):
