@@ -77,3 +77,43 @@ def test_means_of_the_free_field(shape):
         m2, 0.0, square.numpy(), scalar.phi_fourth(phi).numpy(), scalar.phi_neighbour(phi).numpy(), dimension=len(shape)
     )
     assert abs(residual.mean()) < 4.5 * residual.std() / math.sqrt(samples)
+
+
+# ---------------------------------------------------------------- correlators and momenta
+
+FOURIER_SHAPES = [(1,), (6,), (5,), (2, 2), (3, 5), (6, 1), (2, 3, 4), (4, 2, 3, 2)]
+
+
+@pytest.mark.parametrize("shape", FOURIER_SHAPES)
+def test_two_point_by_loops(shape):
+    phi = random_field(shape, batch=2)
+    found = scalar.two_point(phi)
+    assert found.shape == (2, shape[0] // 2 + 1)
+    flat = phi.numpy().reshape(2, shape[0], -1)
+    for t in range(shape[0] // 2 + 1):
+        pairs = [
+            flat[:, (t0 + t) % shape[0], x] * flat[:, t0, y]
+            for t0, x, y in itertools.product(range(shape[0]), range(flat.shape[2]), range(flat.shape[2]))
+        ]
+        np.testing.assert_allclose(found[:, t].numpy(), sum(pairs) / math.prod(shape), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", FOURIER_SHAPES)
+def test_momenta_by_the_fourier_transform(shape):
+    phi = random_field(shape, batch=2)
+    volume, dimension = math.prod(shape), len(shape)
+    power = np.abs(np.fft.fftn(phi.numpy(), axes=range(1, dimension + 1))) ** 2 / volume
+    smallest = [power[(slice(None), *np.eye(dimension, dtype=int)[mu] % shape)] for mu in range(dimension)]
+    np.testing.assert_allclose(scalar.momentum_zero(phi).numpy(), power[(slice(None), *[0] * dimension)], atol=1e-12)
+    np.testing.assert_allclose(scalar.momentum_min(phi).numpy(), np.mean(smallest, axis=0), atol=1e-12)
+
+
+@pytest.mark.parametrize("observable", [scalar.two_point, scalar.momentum_zero, scalar.momentum_min])
+@pytest.mark.parametrize("shape", [(5,), (3, 4), (2, 3, 2)])
+def test_symmetries_of_correlators(observable, shape):
+    phi = random_field(shape)
+    values = observable(phi)
+    torch.testing.assert_close(observable(-phi), values, rtol=0, atol=1e-13)
+    for axis in range(1, phi.dim()):
+        torch.testing.assert_close(observable(phi.roll(1, axis)), values, rtol=0, atol=1e-13)
+    torch.testing.assert_close(observable(phi[2:3]), values[2:3], rtol=0, atol=1e-13)
