@@ -1,6 +1,6 @@
 """Figures of a run: arrays in, a matplotlib `Figure` out; readable in grey, long histories thinned, no global state."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ STYLE: dict[str, dict[str, Any]] = {
     "fill": {"facecolor": "0.82", "edgecolor": "black", "linewidth": 0.8, "fill": True},
     "outline": {"edgecolor": "black", "linewidth": 1.5, "linestyle": "--"},
     "integers": {"integer": True, "min_n_ticks": 1, "steps": (1, 2, 3, 5, 10)},
+    "point": {"color": "black", "marker": "o", "markersize": 4, "capsize": 2.5, "elinewidth": 1.2},
     "exact": {"color": "black", "linestyle": "none", "marker": "D", "markersize": 5, "markerfacecolor": "none"},
 }
 CURVES: tuple[dict[str, Any], ...] = (
@@ -36,6 +37,7 @@ CURVES: tuple[dict[str, Any], ...] = (
 )
 WIDTH = 7.0
 MOST_POINTS = 2000
+COLUMNS = 3
 
 
 def training_curve(step: ArrayLike, loss: ArrayLike, ess: ArrayLike, *, log_z: float | None = None) -> Figure:
@@ -129,6 +131,37 @@ def weight_histogram(
     return _finish(figure)
 
 
+def comparison(
+    labels: Sequence[str],
+    means: Mapping[str, Sequence[tuple[float, float]]],
+    rates: Mapping[str, Sequence[float]],
+    *,
+    exact: Mapping[str, float] | None = None,
+) -> Figure:
+    """Draw the means of several ensembles with their errors, a panel for each observable, and their efficiency.
+
+    `means` and `rates` hold, by observable, one `(mean, error)` and one number of effective samples per CPU second for
+    each label; what is not finite is left out. `exact` values are lines. Raises ValueError where their numbers differ.
+    """
+    if not means or any(len(values) != len(labels) for table in (means, rates) for values in table.values()):
+        raise ValueError(f"means and rates must hold {len(labels)} values for each observable, and means at least one")
+    panels = len(means) + bool(rates)
+    rows = -(-panels // COLUMNS)
+    figure = Figure(figsize=(WIDTH, (0.9 + 0.22 * len(labels)) * rows + 0.6), **STYLE["figure"])
+    grid = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).ravel()
+    places = np.arange(len(labels))[::-1]
+    for axes, (name, values) in zip(grid, means.items(), strict=False):
+        _draw_means(axes, places, np.array(values, dtype=np.float64), name, (exact or {}).get(name))
+    if rates:
+        _draw_rates(grid[len(means)], places, rates)
+    for axes in grid[panels:]:
+        axes.set_visible(False)
+    for axes in grid[::COLUMNS]:
+        axes.set_yticks(places, labels)
+        axes.set_ylim(-0.6, len(labels) - 0.4)
+    return _finish(figure, columns=4)
+
+
 def save(figure: Figure, path: str | Path) -> None:
     """Write the figure, a PNG at 150 dots per inch or what else the name ends in, under its name only once complete."""
     path = Path(path)
@@ -138,6 +171,26 @@ def save(figure: Figure, path: str | Path) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _draw_means(axes: Axes, places: Array, values: Array, name: str, exact: float | None) -> None:
+    shown = np.isfinite(values).all(axis=1)
+    axes.errorbar(values[shown, 0], places[shown], xerr=values[shown, 1], linestyle="none", **STYLE["point"])
+    if exact is not None:
+        first = not axes.figure.axes.index(axes)
+        axes.axvline(exact, linestyle="--", label="exact" if first else None, **STYLE["thin"])
+    axes.set_title(name, pad=3, **STYLE["small"])
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
+
+
+def _draw_rates(axes: Axes, places: Array, rates: Mapping[str, Sequence[float]]) -> None:
+    for curve, (name, values) in zip(CURVES, rates.items(), strict=False):
+        axes.plot(values, places, label=name, **{**curve, "linestyle": "none", "markersize": 4})
+    axes.set_title("effective samples per CPU second", pad=3, **STYLE["small"])
+    known = np.array(list(rates.values()))
+    known = known[np.isfinite(known)]
+    if known.size and known.max() > 10 * known.min():
+        axes.set_xscale("log")
 
 
 def _draw_loss(axes: Axes, steps: Array, losses: Array, *, bound: list[float]) -> None:

@@ -40,6 +40,15 @@ class Action(ABC):
         """Draw g with probability proportional to `exp(-S(g x))`; return `g x` and its orbit."""
         return field, orbit
 
+    @property
+    def bare(self) -> "Action":
+        """Return the action of which this one may be a marginal."""
+        return self
+
+    def wrap(self, field: Tensor) -> Tensor:
+        """Return the same field by its standard representative: angles on `(-pi, pi]`; here nothing changes."""
+        return field
+
     def force(self, field: Tensor) -> Tensor:
         """Return `-dS/dfield`, the field's shape."""
         with torch.enable_grad():

@@ -42,6 +42,13 @@ class HolonomyMarginal(Action):
     def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.action.field_shape(shape)
 
+    @property
+    def bare(self) -> Action:
+        return self.action
+
+    def wrap(self, field: Tensor) -> Tensor:
+        return self.action.wrap(field)
+
     def __call__(self, field: Tensor) -> Tensor:
         return self.marginal(self.orbit(field))
 

@@ -34,5 +34,14 @@ class ScalarAction(Action):
             density = density + (shift(field, mu, dimensions=dimensions) - field) ** 2
         return site_sum(density, dimensions)
 
+    def force(self, field: Tensor) -> Tensor:
+        """Return `-dS/dphi = -2 m2 phi - 4 lam phi^3 + 2 sum_mu (phi(x+mu) + phi(x-mu) - 2 phi)`."""
+        dimensions = field.dim() - 1
+        total = -(2 * self.m2 + 4 * dimensions) * field - 4 * self.lam * field**3
+        for mu in range(dimensions):
+            for steps in (1, -1):
+                total = total + 2 * shift(field, mu, steps, dimensions=dimensions)
+        return total
+
     def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(shape)

@@ -40,6 +40,16 @@ class SchwingerAction(Action):
     def __call__(self, field: Tensor) -> Tensor:
         return self.gauge(field) - self.flavours * log_abs_det(field, self.kappa)[0]
 
+    def force(self, field: Tensor) -> Tensor:
+        """Return `-dS/dtheta`, the determinant's part by differentiating the cyclic reduction."""
+        with torch.enable_grad():
+            leaf = field.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(log_abs_det(leaf, self.kappa)[0].sum(), leaf)
+        return self.gauge.force(field.detach()) + self.flavours * gradient
+
+    def wrap(self, field: Tensor) -> Tensor:
+        return self.gauge.wrap(field)
+
     def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return self.gauge.field_shape(shape)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from latticeflow.actions.base import Action, check_coupling
-from latticeflow.lattice import check_shape, site_sum
-from latticeflow.u1 import plaquette
+from latticeflow.lattice import check_shape, shift, site_sum
+from latticeflow.u1 import plaquette, wrap
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,14 @@ class U1Action(Action):
 
     def __call__(self, field: Tensor) -> Tensor:
         return -self.beta * site_sum(torch.cos(plaquette(field)))
+
+    def force(self, field: Tensor) -> Tensor:
+        """Return `-dS/dtheta`: `beta sin P` of the two plaquettes that hold a link, with their signs."""
+        sine = self.beta * torch.sin(plaquette(field))
+        return torch.stack([shift(sine, 1, -1) - sine, sine - shift(sine, 0, -1)], dim=-3)
+
+    def wrap(self, field: Tensor) -> Tensor:
+        return wrap(field)
 
     def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return 2, *check_shape(shape, dimensions=2)

@@ -30,7 +30,7 @@ def _guarded(options: Namespace) -> int:
     # Imported here so that `--help` and usage errors do not wait for torch.
     from latticeflow.cli.commands import COMMANDS
     from latticeflow.cli.folder import UsageError
-    from latticeflow.cli.stages import SamplingError
+    from latticeflow.cli.sampling import SamplingError
     from latticeflow.config import ConfigError
     from latticeflow.storage import StorageError
     from latticeflow.training import TrainingError

@@ -1,165 +1,168 @@
-"""From the stored ensemble to numbers: means with errors, weights, diagnostics, and what to warn about."""
-
-from dataclasses import dataclass
+"""From the stored ensemble to numbers: means with errors, derived quantities, diagnostics, and what to warn about."""
 
 import numpy as np
+from numpy.typing import NDArray
 
+from latticeflow.cli.exact import exact_charges, exact_values
 from latticeflow.cli.folder import RunFolder, UsageError
+from latticeflow.cli.kernels import kernel_reports, kernel_warnings
+from latticeflow.cli.results import Report, Results, write_report
+from latticeflow.cli.sectors import Fraction, SectorReport, judge_sectors, sector_fractions, weighted_fractions
+from latticeflow.cli.weighing import (
+    ForwardReport,
+    stored_weights,
+    weigh_forward,
+    weight_warnings,
+)
 from latticeflow.config import Config
 from latticeflow.config.building import build_bare_action
-from latticeflow.config.schema import ScalarSettings, SchwingerSettings, U1Settings
-from latticeflow.exact import (
-    scalar_free_log_z,
-    scalar_free_phi_squared,
-    u1_charge_distribution,
-    u1_log_z,
-    u1_plaquette,
-    u1_susceptibility,
-)
-from latticeflow.observables import observables
-from latticeflow.stats import (
-    GammaResult,
-    ess,
-    ess_error,
-    gamma_method,
-    largest_weight,
-    log_z,
-    longest_rejection_run,
-    pareto_k,
-    predicted_acceptance,
-    split_r_hat,
-)
+from latticeflow.observables import first_index, observable_names
+from latticeflow.observables.derived import derived
+from latticeflow.stats import GammaResult, gamma_derived_many, gamma_many, gamma_method, split_r_hat, thermalisation_cut
 from latticeflow.storage import Ensemble
 
-PARETO_LIMIT = 0.7
-
-
-@dataclass(frozen=True)
-class WeightReport:
-    """What a set of log weights says: ESS/N and log Z with errors, the acceptance it predicts, the weight tail."""
-
-    samples: int
-    ess: float
-    ess_error: float
-    log_z: float
-    log_z_error: float
-    predicted_acceptance: float
-    largest_weight: float
-    pareto_k: float
-
-
-@dataclass(frozen=True)
-class Report:
-    """Everything that an analysis found; `exact` holds closed-form values where the theory has them."""
-
-    observables: dict[str, GammaResult]
-    r_hat: dict[str, float]
-    flow: WeightReport
-    acceptance: float
-    longest_rejection_run: int
-    baseline: WeightReport | None
-    baseline_plain: WeightReport | None
-    exact: dict[str, float]
-    seed: int
-    warnings: list[str]
+DRIFT = 4.0
 
 
 def analyse(folder: RunFolder) -> Report:
     """Analyse the measured ensemble and write the results under /analysis. Raises UsageError if nothing is measured."""
+    config = folder.config
     with folder.ensemble("a") as ensemble:
-        wanted = observables(build_bare_action(folder.config))
-        names = [name for name in wanted if name in ensemble.observable_names]
-        if not names:
-            raise UsageError(f"{folder.path} is not measured yet; run `latticeflow measure {folder.path}` first")
-        series = {name: ensemble.observable(name) for name in names}
-        results = {name: gamma_method(values, s=folder.config.analysis.s) for name, values in series.items()}
-        accepted = ensemble.history("accepted")
+        series = measured(config, ensemble)
+        found = {name: analyse_observable(name, values, s=config.analysis.s) for name, values in series.items()}
+        functions = derive(config, series)
+        proposals, baseline = stored_weights(ensemble, "log_weight"), stored_weights(ensemble, "baseline_log_weight")
+        forward = _forward(folder, ensemble)
+        sectors = _sectors(folder, ensemble)
+        kernels = kernel_reports(ensemble, config.chain.kernels)
         report = Report(
-            observables=results,
-            r_hat={name: split_r_hat(values) for name, values in series.items()},
-            flow=weigh(ensemble.proposals("log_weight").ravel()),
-            acceptance=float(accepted.mean()),
-            longest_rejection_run=longest_rejection_run(accepted),
-            baseline=_stored_weights(ensemble, "baseline_log_weight"),
-            baseline_plain=_stored_weights(ensemble, "baseline_plain_log_weight"),
-            exact=exact_values(folder.config),
-            seed=folder.config.run.seed,
+            observables={key: result for results in found.values() for key, result in results.items()},
+            derived={key: result for results in functions.values() for key, result in results.items()},
+            r_hat={key: r_hat for name, values in series.items() for key, r_hat in mixing(name, values).items()},
+            kernels=kernels,
+            proposals=proposals,
+            forward=forward,
+            sectors=sectors,
+            baseline=baseline,
+            baseline_plain=stored_weights(ensemble, "baseline_plain_log_weight"),
+            exact=exact_values(config),
+            cpu_seconds=folder.cpu_seconds,
+            seed=config.run.seed,
             warnings=[],
         )
-        report.warnings.extend(_warnings(report, draws=ensemble.n_committed))
-        _write(ensemble, report)
+        report.warnings.extend(_warnings(report, ensemble))
+        write_report(ensemble, report, found | functions)
     return report
 
 
-def weigh(log_weight: np.ndarray) -> WeightReport:
-    """Return the report on one set of independent log weights `(n,)`."""
-    value, error = log_z(log_weight)
-    return WeightReport(
-        samples=log_weight.size,
-        ess=ess(log_weight),
-        ess_error=ess_error(log_weight),
-        log_z=value,
-        log_z_error=error,
-        predicted_acceptance=predicted_acceptance(log_weight),
-        largest_weight=largest_weight(log_weight),
-        pareto_k=pareto_k(log_weight),
-    )
+def measured(config: Config, ensemble: Ensemble) -> dict[str, NDArray[np.float64]]:
+    """Return the measured observables `(chain, draw, ...)` by name. Raises UsageError where there are none."""
+    names = ensemble.observable_names
+    if not names:
+        folder = ensemble.path.parent
+        raise UsageError(f"{folder} is not measured yet; run `latticeflow measure {folder}` first")
+    known = observable_names(build_bare_action(config))
+    return {name: ensemble.observable(name) for name in known if name in names}
 
 
-def exact_values(config: Config) -> dict[str, float]:
-    """Return closed-form expectations by observable, `log_z` among them; empty where there are none."""
-    action, shape = config.action, config.lattice.shape
-    if isinstance(action, SchwingerSettings) and action.kappa > 0:
-        return {}
-    if isinstance(action, ScalarSettings):
-        if action.lam > 0:
-            return {}
-        return {"phi_squared": scalar_free_phi_squared(action.m2, shape), "log_z": scalar_free_log_z(action.m2, shape)}
-    susceptibility = u1_susceptibility(action.beta, shape)
-    return {
-        "plaquette": u1_plaquette(action.beta, shape),
-        "topological_charge": 0.0,
-        "topological_charge2": susceptibility * shape[0] * shape[1],
-        "topological_susceptibility": susceptibility,
-        "log_z": u1_log_z(action.beta, shape),
-    }
+def labels(name: str, shape: tuple[int, ...]) -> list[str]:
+    """Return the names of the components of an array of this shape, as in `name[1,2]`; a number has just the name."""
+    first = first_index(name)
+    return [f"{name}[{','.join(str(first + i) for i in index)}]" if index else name for index in np.ndindex(shape)]
 
 
-def exact_charges(config: Config) -> dict[int, float] | None:
-    """Return P(Q) of pure gauge theory, None for other theories."""
-    if not isinstance(config.action, U1Settings):
-        return None
-    charges, probabilities = u1_charge_distribution(config.action.beta, config.lattice.shape)
-    return dict(zip(charges.tolist(), probabilities.tolist(), strict=True))
+def analyse_observable(name: str, values: NDArray[np.float64], *, s: float) -> Results:
+    """Return the analysis of each component of an observable `(chain, draw, ...)`, by its name."""
+    flat = values.reshape(*values.shape[:2], -1)
+    return dict(zip(labels(name, values.shape[2:]), gamma_many(flat, s=s), strict=True))
 
 
-def _stored_weights(ensemble: Ensemble, name: str) -> WeightReport | None:
-    return weigh(ensemble.proposals(name).ravel()) if name in ensemble.proposal_names else None
+def mixing(name: str, values: NDArray[np.float64]) -> dict[str, float]:
+    """Return the split R-hat of each component of an observable `(chain, draw, ...)`, by its name."""
+    columns = np.moveaxis(values.reshape(*values.shape[:2], -1), -1, 0)
+    return dict(zip(labels(name, values.shape[2:]), map(split_r_hat, columns), strict=True))
 
 
-def _warnings(report: Report, *, draws: int) -> list[str]:
-    flow, found = report.flow, []
-    found += [f"{name}: {text}" for name, result in report.observables.items() for text in result.warnings]
-    if flow.pareto_k > PARETO_LIMIT:
-        found.append(
-            f"the weights have a heavy tail, Pareto k = {flow.pareto_k:.2f} > {PARETO_LIMIT}: do not trust ESS"
-        )
-    if report.longest_rejection_run > draws // 4:
-        found.append(f"one replica stood still for {report.longest_rejection_run} of {draws} draws")
-    if report.baseline is not None and flow.ess < report.baseline.ess:
-        found.append(f"the proposals (ESS/N {flow.ess:.3f}) do not beat quenched draws ({report.baseline.ess:.3f})")
+def derive(config: Config, series: dict[str, NDArray[np.float64]]) -> dict[str, Results]:
+    """Return the derived quantities whose inputs are measured, by name, each component by its own."""
+    found = {}
+    for name, quantity in derived(build_bare_action(config), config.lattice.shape).items():
+        if all(needed in series for needed in quantity.inputs):
+            inputs = quantity.series(*(series[needed] for needed in quantity.inputs))
+            shape = np.shape(quantity.function(np.array([values.mean() for values in inputs])))
+            results = gamma_derived_many(quantity.function, inputs, s=config.analysis.s)
+            found[name] = dict(zip(labels(name, shape), results, strict=True))
     return found
 
 
-def _write(ensemble: Ensemble, report: Report) -> None:
-    for name, result in report.observables.items():
-        numbers = {key: getattr(result, key) for key in ("mean", "error", "tau_int", "tau_int_error", "window", "n")}
-        arrays = {"rho": result.rho, "tau_int_of_window": result.tau_int_of_window}
-        extra = {"n_eff": result.n_eff, "r_hat": report.r_hat[name], "ess": result.n_eff / result.n}
-        ensemble.write_analysis(name, numbers | extra, arrays)
-    chain = {"acceptance": report.acceptance, "longest_rejection_run": report.longest_rejection_run}
-    ensemble.write_analysis("log_z", {"mean": report.flow.log_z, "error": report.flow.log_z_error})
-    ensemble.write_analysis("weights", vars(report.flow) | chain)
-    for name, weights in (("baseline", report.baseline), ("baseline_plain", report.baseline_plain)):
-        if weights is not None:
-            ensemble.write_analysis(name, vars(weights))
+def _warnings(report: Report, ensemble: Ensemble) -> list[str]:
+    found = [f"{name}: {text}" for name, result in report.observables.items() for text in _of_number(name, result)]
+    found += _of_arrays(report.observables)
+    found += () if report.sectors is None else report.sectors.warnings
+    found += weight_warnings(report.proposals, report.forward, report.baseline)
+    found += kernel_warnings(report.kernels, draws=ensemble.n_committed)
+    return found + drift(ensemble.history("action"))
+
+
+def _of_number(name: str, result: GammaResult) -> tuple[str, ...]:
+    return () if "[" in name else result.warnings
+
+
+def _of_arrays(results: Results) -> list[str]:
+    """Return one line for each array that has components without a good error; some are constant by construction."""
+    parts: dict[str, list[bool]] = {}
+    for name, result in results.items():
+        if "[" in name and result.error != 0:
+            parts.setdefault(name.partition("[")[0], []).append(result.converged)
+    return [
+        f"{name}: {good.count(False)} of {len(good)} components have an error that is not to be trusted"
+        for name, good in parts.items()
+        if not all(good)
+    ]
+
+
+def drift(action: NDArray[np.float64]) -> list[str]:
+    """Return a warning if the action, averaged over the replica, has not settled from the first draw `(chain, draw)`.
+
+    The thermalisation cut is only a proposal: it counts where what it leaves out lies more than four standard
+    deviations off what it keeps.
+    """
+    if action.shape[1] < 8:
+        return []
+    cut = thermalisation_cut(action.mean(axis=0))
+    if cut == 0:
+        return []
+    kept = gamma_method(action[:, cut:])
+    deviation = abs(action[:, :cut].mean() - kept.mean)
+    if deviation <= DRIFT * kept.error * np.sqrt(max(1.0, kept.n / (action.shape[0] * cut))):
+        return []
+    return [f"the action drifts over the first {cut} draws: raise chain.thermalisation by at least that"]
+
+
+def _forward(folder: RunFolder, ensemble: Ensemble) -> ForwardReport | None:
+    """Return the forward report, from the reference if there is one, else from a chain that HMC moves as well."""
+    if "log_weight" not in ensemble.proposal_names:
+        return None
+    proposed, s = ensemble.proposals("log_weight"), folder.config.analysis.s
+    reference = ensemble.analysis().get("reference", {}).get("log_weight")
+    if reference is not None:
+        return weigh_forward(proposed, reference, source=str(folder.config.analysis.reference), s=s)
+    if {"hmc", "winding"} & set(folder.config.chain.kernels):
+        return weigh_forward(proposed, ensemble.history("log_weight"), source="this chain", s=s)
+    return None
+
+
+def _sectors(folder: RunFolder, ensemble: Ensemble) -> SectorReport | None:
+    """Return the report on the sectors against the exact fractions, the reference's, or those of quenched draws."""
+    if "topological_charge" not in ensemble.observable_names:
+        return None
+    charge, stored = ensemble.observable("topological_charge"), ensemble.analysis().get("reference", {})
+    exact = exact_charges(folder.config)
+    if exact is not None:
+        return judge_sectors(charge, {q: Fraction(p, 0.0) for q, p in exact.items()}, "the exact distribution")
+    if "charge" in stored:
+        return judge_sectors(charge, sector_fractions(stored["charge"]), "the reference")
+    if "baseline_charge" in ensemble.proposal_names:
+        draws = (ensemble.proposals(f"baseline_{name}").ravel() for name in ("charge", "log_weight"))
+        return judge_sectors(charge, weighted_fractions(*draws), "reweighted quenched draws")
+    return judge_sectors(charge, {}, "")

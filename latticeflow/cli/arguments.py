@@ -35,6 +35,14 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("folder", type=Path, metavar="DIR", help="run folder")
         if name == "analyse":
             _add_json(command)
+    command = _command(commands, "compare", "the same observables from several ensembles, side by side")
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder or ensemble file")
+    command.add_argument("--out", type=Path, default=Path("compare.png"), metavar="FILE", help="figure (compare.png)")
+    command = _command(commands, "export", "the numbers of an ensemble for other packages")
+    command.add_argument("run", type=Path, metavar="RUN", help="run folder or ensemble file")
+    command.add_argument("--to", required=True, choices=("arviz", "pyerrors", "npz"), help="the package that reads it")
+    command.add_argument("--out", type=Path, metavar="FILE", help="new file (default: beside the ensemble)")
+    command.add_argument("--fields", action="store_true", help="with the configurations (npz only)")
     _add_config(_command(commands, "check", "validate a configuration and estimate its cost; nothing is stored"))
     _command(commands, "info", "versions, threads and devices")
     return top

@@ -7,15 +7,21 @@ from pathlib import Path
 
 import torch
 
-from latticeflow.cli import inspect, stages
-from latticeflow.cli.analysis import Report, analyse
+from latticeflow.cli import inspect
+from latticeflow.cli.analysis import analyse
+from latticeflow.cli.compare import comparison, draw_comparison, read_entries
 from latticeflow.cli.figures import draw_figures
-from latticeflow.cli.folder import RunFolder
+from latticeflow.cli.folder import RunFolder, UsageError, ensemble_path
+from latticeflow.cli.measuring import measure_ensemble
 from latticeflow.cli.report import as_json, table
+from latticeflow.cli.results import Report
+from latticeflow.cli.sampling import sample as sample_chains
+from latticeflow.cli.training import train as train_sampler
 from latticeflow.config import Config, ConfigError, load_config
 from latticeflow.config.building import build_bare_action
-from latticeflow.config.problems import Problem
+from latticeflow.config.problems import Problem, written
 from latticeflow.observables import observables
+from latticeflow.storage import Ensemble, default_export_path, export
 
 
 def run(options: Namespace) -> None:
@@ -23,11 +29,12 @@ def run(options: Namespace) -> None:
     started = time.perf_counter()
     folder = _prepare(options)
     with folder.lock():
-        stages.train(folder)
-        stages.sample(folder)
-        stages.measure_ensemble(folder)
+        train_sampler(folder)
+        sample_chains(folder)
+        measure_ensemble(folder)
         report = analyse(folder)
         draw_figures(folder)
+        folder.status("analysing", 1, 1)
         folder.status("done", folder.config.chain.draws, folder.config.chain.draws)
     _show(report, options)
     if not options.json:
@@ -37,20 +44,20 @@ def run(options: Namespace) -> None:
 def train(options: Namespace) -> None:
     folder = _prepare(options)
     with folder.lock():
-        stages.train(folder)
+        train_sampler(folder)
     print(f"trained: {folder.path}; next: latticeflow sample {folder.path}")
 
 
 def sample(options: Namespace) -> None:
     folder = _open(options)
     with folder.lock():
-        stages.sample(folder)
+        sample_chains(folder)
 
 
 def measure(options: Namespace) -> None:
     folder = _open(options)
     with folder.lock():
-        stages.measure_ensemble(folder)
+        measure_ensemble(folder)
 
 
 def analyse_folder(options: Namespace) -> None:
@@ -62,6 +69,26 @@ def analyse_folder(options: Namespace) -> None:
 
 def plot(options: Namespace) -> None:
     print("\n".join(draw_figures(_open(options))))
+
+
+def compare(options: Namespace) -> None:
+    entries = read_entries(options.runs)
+    print(comparison(entries))
+    draw_comparison(entries, options.out)
+    print(f"\n{options.out}")
+
+
+def export_ensemble(options: Namespace) -> None:
+    path = ensemble_path(options.run)
+    with Ensemble.open(path) as ensemble:
+        try:
+            print(
+                export(
+                    ensemble, options.out or default_export_path(path, options.to), to=options.to, fields=options.fields
+                )
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
 
 
 def check(options: Namespace) -> None:
@@ -80,6 +107,8 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "measure": measure,
     "analyse": analyse_folder,
     "plot": plot,
+    "compare": compare,
+    "export": export_ensemble,
     "check": check,
     "info": info,
 }
@@ -98,6 +127,9 @@ def _load(path: Path, overrides: list[str]) -> Config:
         observables(build_bare_action(config), config.analysis.observables)
     except ValueError as error:
         problems.append(Problem("analysis.observables", "names of observables", str(error)))
+    reference = config.analysis.reference
+    if reference is not None and not Path(reference).exists():
+        problems.append(Problem("analysis.reference", "an existing run folder or ensemble", written(reference)))
     if problems:
         raise ConfigError(problems, str(path))
     _use_threads(config)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from latticeflow import plots
-from latticeflow.cli.analysis import exact_charges, exact_values
+from latticeflow.cli.exact import exact_charges, exact_values
 from latticeflow.cli.folder import RunFolder
 from latticeflow.stats import ess, gamma_method
 from latticeflow.storage import Ensemble
@@ -19,7 +19,8 @@ def draw_figures(folder: RunFolder) -> list[str]:
         log_z = exact_values(folder.config).get("log_z") or ensemble.analysis().get("log_z", {}).get("mean")
         if training:
             drawn["training"] = plots.training_curve(training["step"], training["loss"], training["ess"], log_z=log_z)
-        drawn["weights"] = _weights(ensemble.proposals("log_weight").ravel(), _baseline(ensemble))
+        if "log_weight" in ensemble.proposal_names:
+            drawn["weights"] = _weights(ensemble.proposals("log_weight").ravel(), _baseline(ensemble))
         results = {
             name: gamma_method(ensemble.observable(name), s=folder.config.analysis.s) for name in SHOWN if name in names
         }

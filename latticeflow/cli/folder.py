@@ -1,6 +1,7 @@
 """A run's folder: its files, its lock, and what it takes to open one that is there already."""
 
 import json
+import time
 from pathlib import Path
 
 from latticeflow.config import Config, ConfigError, load_config
@@ -24,6 +25,7 @@ class RunFolder:
     def __init__(self, path: Path, config: Config) -> None:
         self.path = path
         self.config = config
+        self._clock = time.process_time()
 
     @classmethod
     def create(cls, path: Path, config: Config, *, resume: bool) -> "RunFolder":
@@ -57,6 +59,10 @@ class RunFolder:
         return self.path / "ensemble.h5"
 
     @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
@@ -82,10 +88,23 @@ class RunFolder:
             self.ensemble_file, mode, theory=self.config.action.kind, lattice_shape=self.config.lattice.shape
         )
 
+    @property
+    def cpu_seconds(self) -> dict[str, float]:
+        """Return the CPU seconds that each stage has taken, up to its last `status`; all threads, all resumptions."""
+        if not self.status_file.exists():
+            return {}
+        return json.loads(self.status_file.read_text()).get("cpu_seconds", {})
+
     def status(self, stage: str, done: int, total: int) -> None:
-        """Replace status.json: the stage and how far it is."""
-        text = json.dumps({"stage": stage, "done": done, "total": total})
-        atomic_write_text(self.path / "status.json", text + "\n")
+        """Replace status.json: the stage, how far it is, and the CPU seconds of all stages.
+
+        What was spent since the last call counts for this stage.
+        """
+        now, spent = time.process_time(), self.cpu_seconds
+        spent[stage] = spent.get(stage, 0.0) + now - self._clock
+        self._clock = now
+        text = json.dumps({"stage": stage, "done": done, "total": total, "cpu_seconds": spent})
+        atomic_write_text(self.status_file, text + "\n")
 
     def _check_resumable(self, resume: bool) -> None:
         if not resume:
@@ -97,6 +116,14 @@ class RunFolder:
         if changed:
             problems = [Problem(key, f"{_value(before, key)} as before", _value(self.config, key)) for key in changed]
             raise ConfigError(problems, f"{self.path} was made with another configuration")
+
+
+def ensemble_path(path: Path) -> Path:
+    """Return the ensemble file of a run folder, or the file itself. Raises UsageError where there is none."""
+    found = path / "ensemble.h5" if path.is_dir() else path
+    if not found.is_file():
+        raise UsageError(f"{path} is neither a run folder with an ensemble nor an ensemble file")
+    return found
 
 
 def _value(config: Config, key: str) -> str:

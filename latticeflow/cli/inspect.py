@@ -10,6 +10,7 @@ from importlib import metadata
 import torch
 
 import latticeflow
+from latticeflow.cli.training import needs_training
 from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_kernel, build_sampler, build_trainer
 from latticeflow.streams import stream
@@ -29,7 +30,7 @@ def describe(config: Config) -> str:
         f"ensemble        {chain.replica} replica x {chain.draws} draws, {megabytes:.1f} MB",
     ]
     seconds = 0.0
-    if config.training is not None and config.training.steps:
+    if needs_training(config):
         trainer = build_trainer(config, sampler)
         step = _seconds(trainer.trial_step)
         seconds += step * config.training.steps
@@ -40,8 +41,10 @@ def describe(config: Config) -> str:
     kernel = build_kernel(config, sampler)
     state = kernel.start(chain.replica, stream(config.run.seed, "start", device=config.run.device))
     draw = _seconds(lambda: kernel.step(state, stream(config.run.seed, "trial", device=config.run.device)))
-    seconds += draw * chain.draws
-    lines.append(f"chain           {chain.kernel}, {draw:.3g} s a draw of all replica")
+    seconds += draw * (chain.draws + chain.thermalisation_steps)
+    lines.append(f"chain           {' + '.join(chain.kernels)}, {draw:.3g} s a draw of all replica")
+    if chain.thermalisation_steps:
+        lines.append(f"thermalisation  {chain.thermalisation_steps} steps before the first draw")
     lines.append(f"time            about {_duration(seconds)} for training and sampling (measured on one step of each)")
     return "\n".join(lines)
 

@@ -17,7 +17,7 @@ from latticeflow.config.schema import (
     U1Settings,
 )
 from latticeflow.flows import Bijection, Sequential, gauge_flow
-from latticeflow.mcmc import IndependenceMetropolis
+from latticeflow.mcmc import HMC, Composite, FlowHMC, IndependenceMetropolis, Kernel, Winding
 from latticeflow.priors import HaarUniform, Normal, Prior, QuenchedU1
 from latticeflow.samplers import FlowSampler
 from latticeflow.storage import Ensemble
@@ -83,9 +83,17 @@ def build_trainer(config: Config, sampler: FlowSampler) -> Trainer:
     return Trainer(sampler, build_action(config, training=True), estimator, chosen)
 
 
-def build_kernel(config: Config, sampler: FlowSampler) -> IndependenceMetropolis:
-    """Return the Markov kernel, the sampler being cast to float64."""
-    return IndependenceMetropolis(sampler.double(), build_action(config), candidates=config.chain.candidates)
+def build_kernel(config: Config, sampler: FlowSampler) -> Kernel:
+    """Return the Markov kernel, or the composite of several; the sampler is cast to float64."""
+    action, chain = build_action(config), config.chain
+    kernels: dict[str, Callable[[], Kernel]] = {
+        "independence": lambda: IndependenceMetropolis(sampler, action, candidates=chain.candidates),
+        "hmc": lambda: HMC(action, sampler.prior, **chain.hmc.model_dump()),
+        "flow_hmc": lambda: FlowHMC(action, sampler, **chain.flow_hmc.model_dump()),
+        "winding": lambda: Winding(action, sampler.prior),
+    }
+    chosen = [kernels[name]() for name in chain.kernels]
+    return chosen[0] if len(chosen) == 1 else Composite(chosen)
 
 
 def ensemble_target(path: str | Path, action: Action) -> Callable[[int, Generator | None], Tensor]:

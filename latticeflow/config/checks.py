@@ -98,6 +98,28 @@ def dilation_count(values: Values) -> list[Problem]:
     return [Problem("sampler.flow.dilations", expected, written(dilations))]
 
 
+def distinct_kernels(values: Values) -> list[Problem]:
+    """Each kernel has one set of settings and one set of columns."""
+    kernels = values["chain.kernels"]
+    if len(set(kernels)) == len(kernels):
+        return []
+    return [Problem("chain.kernels", "each kernel once", written(kernels))]
+
+
+def moving_kernels(values: Values) -> list[Problem]:
+    """Winding steps alone do not reach every configuration, and only links can wind."""
+    kernels, theory = values["chain.kernels"], values["action.kind"]
+    problems = []
+    if "winding" in kernels and theory not in GAUGE_THEORIES:
+        expected = f'no "winding" for action.kind = {written(theory)} (gauge theories only)'
+        problems.append(Problem("chain.kernels", expected, written(kernels)))
+    if set(kernels) == {"winding"}:
+        problems.append(
+            Problem("chain.kernels", 'another kernel beside "winding", which moves the charge alone', written(kernels))
+        )
+    return problems
+
+
 def something_to_train(values: Values) -> list[Problem]:
     """The identity has no parameters."""
     steps = values["training.steps"]
@@ -156,6 +178,8 @@ CHECKS = (
     prior_sector_factor,
     baseline_sector_factor,
     dilation_count,
+    distinct_kernels,
+    moving_kernels,
     something_to_train,
     training_samples,
     training_signal_clip,

@@ -17,6 +17,8 @@ from latticeflow.config.text import write_toml
 from latticeflow.config.words import LARGEST_INTEGER
 from latticeflow.exact.arguments import LARGEST_BETA
 
+THERMALISATION = 100
+
 
 def odd(value: int) -> int:
     """Refuse even integers."""
@@ -39,6 +41,7 @@ Extent = Annotated[int, Field(ge=1, le=4096)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, le=LARGEST_BETA)]
+Fraction = Annotated[float, Field(gt=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1), Strict(False)]
 SmoothSector = Annotated[
@@ -187,14 +190,54 @@ class TrainingSettings(Settings):
     )
 
 
-class ChainSettings(Settings):
-    """The exact Markov chains that the sampler feeds."""
+class HMCSettings(Settings):
+    """Hybrid Monte Carlo."""
 
-    kernel: Literal["independence"] = Field("independence", description="transition kernel: independence Metropolis")
+    trajectory_length: Positive = Field(1.0, description="length of a trajectory, in molecular-dynamics time")
+    step_size: Positive = Field(0.1, description="step of the integrator before it is tuned, in the same unit")
+    integrator: Literal["leapfrog", "omelyan", "omelyan4"] = Field(
+        "omelyan", description="leapfrog, second-order minimum norm, or fourth-order minimum norm"
+    )
+    jitter: Decay = Field(0.0, description="largest relative change of a replica's step from trajectory to trajectory")
+    target_acceptance: Fraction = Field(0.8, description="acceptance that the step is tuned to in the thermalisation")
+
+
+class ChainSettings(Settings):
+    """The exact Markov chains."""
+
+    kernels: Annotated[
+        tuple[Literal["independence", "hmc", "flow_hmc", "winding"], ...], Field(min_length=1), Strict(False)
+    ] = Field(
+        ("independence",),
+        description="kernels applied in turn for every draw: Metropolis with the sampler's proposals, HMC, HMC in the "
+        "flow's latent space, steps of one unit of topological charge",
+    )
     replica: Count = Field(64, description="independent chains")
     draws: Count = Field(256, description="configurations per replica")
     block: Count = Field(32, description="draws committed to the file at a time")
+    start: Literal["draws", "cold"] = Field(
+        "draws", description="start from draws (resampled by weight for an independence kernel), or from zero fields"
+    )
     candidates: Count = Field(1024, description="proposals from which the starting states are resampled")
+    thermalisation: Natural | None = Field(
+        None,
+        description="steps left out at the start, in which HMC is tuned "
+        '(absent: 0 for kernels = ["independence"] from draws, else 100)',
+    )
+    hmc: HMCSettings = Field(HMCSettings(), description='The kernel "hmc". May be absent.')
+    flow_hmc: HMCSettings = Field(HMCSettings(), description='The kernel "flow_hmc". May be absent.')
+
+    @property
+    def thermalisation_steps(self) -> int:
+        """Return the steps left out, the default filled in."""
+        if self.thermalisation is not None:
+            return self.thermalisation
+        return 0 if self.kernels == ("independence",) and self.start == "draws" else THERMALISATION
+
+    @property
+    def uses_sampler(self) -> bool:
+        """Return whether a kernel needs a trained sampler."""
+        return bool({"independence", "flow_hmc"} & set(self.kernels))
 
 
 class BaselineSettings(Settings):
@@ -214,7 +257,13 @@ class AnalysisSettings(Settings):
 
     s: Positive = Field(2.0, description="window parameter S of the Gamma method: tau / tau_int")
     observables: Annotated[tuple[str, ...], Strict(False)] | None = Field(
-        None, description="names of the observables to measure (absent: all of the theory's)"
+        None, description="names of the observables to measure (absent: the theory's standard ones)"
+    )
+    reference: str | None = Field(
+        None,
+        min_length=1,
+        description="run folder or ensemble of the same theory, by HMC for instance, that sectors and weights are "
+        "compared with",
     )
 
 
@@ -254,3 +303,10 @@ class Config(Settings):
     def differences(self, other: "Config") -> list[str]:
         """Return the dotted keys whose values differ, a section that only one of them has as one key."""
         return [dotted(path) for path in differing_paths(self.model_dump(), other.model_dump())]
+
+    def theory_differences(self, other: "Config") -> list[str]:
+        """Return the dotted keys that make the two sample different distributions."""
+        dumps = [config.model_dump(include={"lattice", "action"}) for config in (self, other)]
+        for dump in dumps:
+            dump["action"].pop("holonomies", None)
+        return [dotted(path) for path in differing_paths(*dumps)]

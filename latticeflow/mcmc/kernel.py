@@ -1,9 +1,14 @@
 """What every Markov kernel is: `step(state, generator) -> (state, info)`, on many replica at once."""
 
-from dataclasses import dataclass
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Protocol
 
+import torch
 from torch import Generator, Tensor
+
+from latticeflow.actions import Action
 
 
 @dataclass(frozen=True)
@@ -11,13 +16,14 @@ class ChainState:
     """The current configuration of every replica; all a kernel needs to go on.
 
     `field (replica, ...)` float64; `orbit (replica, *group)` the actions along its orbit (Action.orbit), whose first
-    element is `action (replica,)`; `log_q`, `log_weight (replica,)` of the sampler that proposes.
+    element is `action (replica,)`; `log_q`, `log_weight (replica,)` of the sampler that proposes, None where a kernel
+    that knows no sampler moved the field.
     """
 
     field: Tensor
     orbit: Tensor
-    log_q: Tensor
-    log_weight: Tensor
+    log_q: Tensor | None = None
+    log_weight: Tensor | None = None
 
     @property
     def action(self) -> Tensor:
@@ -26,19 +32,72 @@ class ChainState:
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What one step did: which replica accepted, and the log weights `(replica,)` of all that was proposed.
+    """What one step did.
 
-    A proposal with a non-finite weight has `-inf`, is rejected, and counts in `bad`.
+    `history` holds what is stored with every draw, `(replica,)` each, `accepted` among it; `proposals` the log weights
+    `(replica,)` of all that was proposed. A proposal whose action, log q or energy is not finite is rejected, counts in
+    `bad`, and has the weight `-inf`.
     """
 
-    accepted: Tensor
-    proposal_log_weight: Tensor
-    bad: int
+    history: Mapping[str, Tensor]
+    proposals: Mapping[str, Tensor] = field(default_factory=dict)
+    bad: int = 0
+
+    @property
+    def accepted(self) -> Tensor:
+        return self.history["accepted"]
 
 
-class Kernel(Protocol):
-    """A Markov kernel that leaves `exp(-S)` invariant."""
+class Draws(Protocol):
+    """What chains can start from: a prior, or anything else with independent fields."""
 
-    def start(self, replica: int, generator: Generator) -> ChainState: ...
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor: ...
 
-    def step(self, state: ChainState, generator: Generator) -> tuple[ChainState, StepInfo]: ...
+
+class Kernel(ABC):
+    """A Markov kernel that leaves `exp(-S)` invariant.
+
+    `name` names it in configurations; `history` and `proposals` are the columns that its steps fill, with their types.
+    `parameters` are the numbers that `tune` changes, while the chains thermalise and never later.
+    """
+
+    name: ClassVar[str]
+    history: Mapping[str, torch.dtype] = {"accepted": torch.bool}
+    proposals: tuple[str, ...] = ()
+    action: Action
+
+    @abstractmethod
+    def start(self, replica: int, generator: Generator) -> ChainState:
+        """Return the states that the chains start from."""
+
+    @abstractmethod
+    def step(self, state: ChainState, generator: Generator) -> tuple[ChainState, StepInfo]:
+        """Move every replica once. Pure: the same state and generator give the same step."""
+
+    def tune(self, info: StepInfo) -> None:  # noqa: B027, most kernels have nothing to learn
+        """Learn from a step of the thermalisation."""
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        return {}
+
+    @parameters.setter
+    def parameters(self, values: Mapping[str, float]) -> None:
+        if values:
+            raise ValueError(f"kernel {self.name} has no parameters, got {sorted(values)}")
+
+
+def state_at(action: Action, fields: Tensor, generator: Generator) -> ChainState:
+    """Return the state at given fields, the element of each orbit drawn afresh."""
+    return ChainState(*action.draw(fields, action.orbit(fields), generator))
+
+
+def metropolis(log_ratio: Tensor, generator: Generator) -> Tensor:
+    """Return which proposals are accepted, with probability `min(1, exp(log_ratio))`; NaN is rejected."""
+    uniform = torch.rand(len(log_ratio), generator=generator, dtype=torch.float64, device=log_ratio.device)
+    return torch.log(uniform) < log_ratio
+
+
+def choose(accepted: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """Return `new` where accepted and `old` elsewhere; `accepted (replica,)`, the others `(replica, ...)`."""
+    return torch.where(accepted.reshape(-1, *[1] * (new.dim() - 1)), new, old)

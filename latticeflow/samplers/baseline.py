@@ -10,32 +10,34 @@ from torch import Generator, Tensor
 
 from latticeflow.actions import Action
 from latticeflow.priors import QuenchedU1
-from latticeflow.u1 import plaquette, smooth_charge
+from latticeflow.u1 import plaquette, smooth_charge, topological_charge
 
 CHUNK = 256
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """Log weights `(samples,)` of independent quenched draws.
+    """Log weights and topological charges `(samples,)` of independent quenched draws.
 
     `log_weight` is for the action as it is (its marginal, if it is one), `plain_log_weight` without the orbit average.
     """
 
     log_weight: Tensor
     plain_log_weight: Tensor
+    charge: Tensor
 
 
 @torch.no_grad()
 def quenched_baseline(prior: QuenchedU1, action: Action, *, samples: int, generator: Generator) -> Baseline:
     """Draw and weigh `samples` quenched configurations."""
-    marginal, plain = [], []
+    marginal, plain, charge = [], [], []
     for start in range(0, samples, CHUNK):
         links = prior.sample(min(CHUNK, samples - start), generator)
         orbit, log_q = action.orbit(links), prior.log_prob(links)
         marginal.append(-action.marginal(orbit) - log_q)
         plain.append(-orbit.flatten(1)[:, 0] - log_q)
-    return Baseline(torch.cat(marginal), torch.cat(plain))
+        charge.append(topological_charge(links))
+    return Baseline(torch.cat(marginal), torch.cat(plain), torch.cat(charge))
 
 
 @torch.no_grad()

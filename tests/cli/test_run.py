@@ -1,5 +1,6 @@
 """The command line as a stranger uses it: the whole road, its stages, and what it refuses."""
 
+import importlib
 import json
 import signal
 import subprocess
@@ -46,6 +47,12 @@ samples = 64
 beta = 1.0
 sector = 0.1
 """
+
+COMPOSITE = [
+    *("--set", "chain.kernels=['hmc', 'winding', 'independence']"),
+    *("--set", "chain.thermalisation=16"),
+    *("--set", "analysis.observables=['plaquette', 'topological_charge', 'wilson_loops', 'pion_correlator']"),
+]
 
 
 @pytest.fixture
@@ -98,26 +105,73 @@ def test_json_has_full_precision(finished, capsys):
     assert report["baseline"]["samples"] == 64
 
 
-@pytest.mark.parametrize("stage", ["training", "chain"])
+def interrupted_run(config, monkeypatch, *, stage, after, options=()):
+    """Run until a stage wants its checkpoint number `after` + 1, interrupt it there, resume."""
+    module = importlib.import_module(f"latticeflow.cli.{stage}")
+    calls, save = [], module.save_checkpoint
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) > after:
+            raise KeyboardInterrupt
+        return save(*arguments)
+
+    monkeypatch.setattr(module, "save_checkpoint", failing)
+    assert main(["run", str(config), *options]) == 130
+    monkeypatch.setattr(module, "save_checkpoint", save)
+    assert main(["run", str(config), "--resume", *options]) == 0
+
+
+@pytest.mark.parametrize("stage", ["training", "sampling"])
 def test_resume_after_a_lost_end_is_the_same_run(finished, config, stage, monkeypatch):
     """Stop in the middle of a stage by an error, resume, and compare bit for bit with the undisturbed run."""
-    from latticeflow.cli import stages
-
-    calls, save = [], stages.save_checkpoint
-
-    def failing(folder, state, step):
-        if Path(folder).name == stage and calls:
-            raise KeyboardInterrupt
-        calls.extend([1] if Path(folder).name == stage else [])
-        return save(folder, state, step)
-
-    monkeypatch.setattr(stages, "save_checkpoint", failing)
-    assert main(["run", str(config)]) == 130
-    monkeypatch.setattr(stages, "save_checkpoint", save)
-    assert main(["run", str(config), "--resume"]) == 0
+    interrupted_run(config, monkeypatch, stage=stage, after=1)
     with h5py.File(finished / "ensemble.h5") as one, h5py.File(config.with_suffix("") / "ensemble.h5") as other:
         for name in ("fields/links", "history/log_weight", "training/loss", "checksum/crc32"):
             np.testing.assert_array_equal(one[name][:], other[name][:])
+
+
+@pytest.fixture(scope="module")
+def composite(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("composite") / "small.toml"
+    path.write_text(CONFIG)
+    assert main(["run", str(path), *COMPOSITE]) == 0
+    return path.with_suffix("")
+
+
+@pytest.mark.parametrize("after", [1, 2, 3, 4])
+def test_resume_of_a_composite_is_the_same_run(composite, config, after, monkeypatch):
+    """The first two checkpoints are in the thermalisation, where HMC is still being tuned."""
+    interrupted_run(config, monkeypatch, stage="sampling", after=after, options=COMPOSITE)
+    with h5py.File(composite / "ensemble.h5") as one, h5py.File(config.with_suffix("") / "ensemble.h5") as other:
+        for name in ("fields/links", "history/delta_h", "history/accepted_winding", "checksum/crc32"):
+            np.testing.assert_array_equal(one[name][:], other[name][:])
+        assert one["analysis/tuned"].attrs["hmc.step_size"] == other["analysis/tuned"].attrs["hmc.step_size"]
+
+
+def test_report_of_a_composite(composite, capsys):
+    """Every kernel, both ESS, the sectors, arrays by component and derived quantities are in the report."""
+    assert main(["analyse", str(composite)]) == 0
+    text = capsys.readouterr().out
+    for words in ("hmc: acceptance", "<exp(-delta_h)>", "winding: acceptance", "independence: acceptance", "(forward)"):
+        assert words in text
+    for name in ("pion_correlator[2]", "pion_effective_mass[1]", "creutz_ratios[2,2]", "sectors: abs(Q) = 0"):
+        assert name in text
+    with h5py.File(composite / "ensemble.h5") as file:
+        assert file["analysis/pion_correlator/mean"].shape == (3,)
+        assert file["analysis/sectors"].attrs["changes"] > 0
+        assert file["analysis/cost"].attrs["sampling"] > 0
+
+
+def test_hmc_alone_needs_no_training(config, capsys):
+    """The section [training] is left alone where no kernel uses the sampler; there are no weights to report."""
+    assert main(["run", str(config), "--set", "chain.kernels=['hmc']", "--set", "chain.thermalisation=8"]) == 0
+    folder = config.with_suffix("")
+    assert not (folder / "metrics.jsonl").exists()
+    text = capsys.readouterr().out
+    assert "log Z  " not in text
+    assert "proposals:" not in text
+    assert {path.name for path in (folder / "figures").iterdir()} == {"autocorrelation.png", "charge.png"}
 
 
 def test_existing_folder_is_refused_and_untouched(finished, capsys):

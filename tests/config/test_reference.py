@@ -32,7 +32,7 @@ def test_every_key_has_a_row_with_type_default_and_meaning():
 def test_sections_are_those_of_the_file():
     assert list(rows()) == [
         *("run", "lattice", "action", "sampler", "sampler.prior", "sampler.flow"),
-        *("training", "chain", "baseline", "analysis"),
+        *("training", "chain", "chain.hmc", "chain.flow_hmc", "baseline", "analysis"),
     ]
 
 

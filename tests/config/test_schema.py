@@ -24,8 +24,8 @@ def test_defaults_of_a_gauge_theory():
     assert config.sampler.flow.kind == "identity"
     assert config.training is None
     chain = config.chain
-    assert (chain.kernel, chain.replica, chain.draws, chain.block, chain.candidates) == (
-        "independence",
+    assert (chain.kernels, chain.replica, chain.draws, chain.block, chain.candidates) == (
+        ("independence",),
         64,
         256,
         32,
@@ -197,7 +197,14 @@ WRONG = {
     "training.holonomies": ["[0, 1]", "[12]"],
     "training.checkpoint_every": ["0"],
     "training.samples": ['""', "1"],
-    "chain.kernel": ['"hmc"'],
+    "chain.kernels": ['"hmc"', '["metropolis"]', "[]", "[1]"],
+    "chain.start": ['"hot"'],
+    "chain.thermalisation": ["-1", "1.5"],
+    "chain.hmc.trajectory_length": ["0", "inf"],
+    "chain.hmc.step_size": ["-0.1"],
+    "chain.hmc.integrator": ['"euler"'],
+    "chain.hmc.jitter": ["1", "-0.1"],
+    "chain.flow_hmc.target_acceptance": ["0", "1"],
     "chain.replica": ["0"],
     "chain.draws": ["-1", "1.5"],
     "chain.block": ["0"],
@@ -207,6 +214,7 @@ WRONG = {
     "baseline.sector": ["-1"],
     "analysis.s": ["0", "nan", "true"],
     "analysis.observables": ['"plaquette"', "[1]", "1"],
+    "analysis.reference": ['""', "1"],
 }
 
 

@@ -1,0 +1,39 @@
+"""Closed-form answers to compare a run with."""
+
+from latticeflow.config import Config
+from latticeflow.config.schema import ScalarSettings, SchwingerSettings, U1Settings
+from latticeflow.exact import (
+    scalar_free_log_z,
+    scalar_free_phi_squared,
+    u1_charge_distribution,
+    u1_log_z,
+    u1_plaquette,
+    u1_susceptibility,
+)
+
+
+def exact_values(config: Config) -> dict[str, float]:
+    """Return closed-form expectations by observable, `log_z` among them; empty where there are none."""
+    action, shape = config.action, config.lattice.shape
+    if isinstance(action, SchwingerSettings) and action.kappa > 0:
+        return {}
+    if isinstance(action, ScalarSettings):
+        if action.lam > 0:
+            return {}
+        return {"phi_squared": scalar_free_phi_squared(action.m2, shape), "log_z": scalar_free_log_z(action.m2, shape)}
+    susceptibility = u1_susceptibility(action.beta, shape)
+    return {
+        "plaquette": u1_plaquette(action.beta, shape),
+        "topological_charge": 0.0,
+        "topological_charge2": susceptibility * shape[0] * shape[1],
+        "topological_susceptibility": susceptibility,
+        "log_z": u1_log_z(action.beta, shape),
+    }
+
+
+def exact_charges(config: Config) -> dict[int, float] | None:
+    """Return P(Q) of pure gauge theory, None for other theories."""
+    if not isinstance(config.action, U1Settings):
+        return None
+    charges, probabilities = u1_charge_distribution(config.action.beta, config.lattice.shape)
+    return dict(zip(charges.tolist(), probabilities.tolist(), strict=True))

@@ -1,0 +1,60 @@
+"""Hybrid Monte Carlo in the latent space of a flow."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Generator, Tensor
+
+from latticeflow.actions import Action
+from latticeflow.flows import Bijection
+from latticeflow.mcmc.hmc import HMC
+from latticeflow.samplers import FlowSampler
+
+
+class FlowHMC(HMC):
+    """Hybrid Monte Carlo in z where `x = f(z)` is a sampler's flow: the better the flow, the flatter the energy.
+
+    FT-HMC: M. Luescher, arXiv:0907.5491; Foreman et al., arXiv:2112.01582. `settings` are those of `HMC`; the chains
+    start from draws of the sampler, which is cast to float64.
+    """
+
+    name = "flow_hmc"
+
+    def __init__(self, action: Action, sampler: FlowSampler, **settings: Any) -> None:
+        sampler = sampler.double()
+        super().__init__(action, _Fields(sampler), **settings)
+        self.flow = sampler.flow
+        self.potential = PulledBack(action.bare, sampler.flow)
+
+
+@dataclass(frozen=True)
+class PulledBack(Action):
+    """The action of the latent variable, `S(f(z)) - log|det df/dz|`."""
+
+    action: Action
+    flow: Bijection
+
+    @property
+    def theory(self) -> str:
+        return self.action.theory
+
+    @property
+    def field_name(self) -> str:
+        return self.action.field_name
+
+    def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.action.field_shape(shape)
+
+    def __call__(self, field: Tensor) -> Tensor:
+        x, log_det = self.flow(field)
+        return self.action(x) - log_det
+
+
+@dataclass(frozen=True)
+class _Fields:
+    """The fields that a sampler draws, without their density."""
+
+    sampler: FlowSampler
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        return self.sampler.sample(n, generator)[0]
