@@ -141,8 +141,11 @@ def comparison(
     """Draw the means of several ensembles with their errors, a panel for each observable, and their efficiency.
 
     `means` and `rates` hold, by observable, one `(mean, error)` and one number of effective samples per CPU second for
-    each label; what is not finite is left out. `exact` values are lines. Raises ValueError where their numbers differ.
+    each label; what is not finite is left out. `exact` values are lines. Raises ValueError where their numbers differ,
+    and for more than four observables in `rates`.
     """
+    if len(rates) > len(CURVES):
+        raise ValueError(f"rates must hold at most {len(CURVES)} observables, found {len(rates)}")
     if not means or any(len(values) != len(labels) for table in (means, rates) for values in table.values()):
         raise ValueError(f"means and rates must hold {len(labels)} values for each observable, and means at least one")
     panels = len(means) + bool(rates)
@@ -150,8 +153,10 @@ def comparison(
     figure = Figure(figsize=(WIDTH, (0.9 + 0.22 * len(labels)) * rows + 0.6), **STYLE["figure"])
     grid = figure.subplots(rows, COLUMNS, sharey=True, squeeze=False).ravel()
     places = np.arange(len(labels))[::-1]
+    known = {name: value for name, value in (exact or {}).items() if name in means}
     for axes, (name, values) in zip(grid, means.items(), strict=False):
-        _draw_means(axes, places, np.array(values, dtype=np.float64), name, (exact or {}).get(name))
+        label = "exact" if name == next(iter(known), None) else None
+        _draw_means(axes, places, np.array(values, dtype=np.float64), name, known.get(name), label)
     if rates:
         _draw_rates(grid[len(means)], places, rates)
     for axes in grid[panels:]:
@@ -173,12 +178,11 @@ def save(figure: Figure, path: str | Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _draw_means(axes: Axes, places: Array, values: Array, name: str, exact: float | None) -> None:
+def _draw_means(axes: Axes, places: Array, values: Array, name: str, exact: float | None, label: str | None) -> None:
     shown = np.isfinite(values).all(axis=1)
     axes.errorbar(values[shown, 0], places[shown], xerr=values[shown, 1], linestyle="none", **STYLE["point"])
     if exact is not None:
-        first = not axes.figure.axes.index(axes)
-        axes.axvline(exact, linestyle="--", label="exact" if first else None, **STYLE["thin"])
+        axes.axvline(exact, linestyle="--", label=label, **STYLE["thin"])
     axes.set_title(name, pad=3, **STYLE["small"])
     axes.xaxis.set_major_locator(MaxNLocator(nbins=3))
 
@@ -253,7 +257,8 @@ def _finish(figure: Figure, *, title: str = "", columns: int = 1) -> Figure:
         for axis in (axes.xaxis, axes.yaxis):
             axis.label.set(**STYLE["label"])
             axis.offsetText.set(**STYLE["small"])
-    figure.legend(loc="outside upper left", ncols=columns, title=title or None, **STYLE["legend"])
+    if any(axes.get_legend_handles_labels()[0] for axes in figure.axes):
+        figure.legend(loc="outside upper left", ncols=columns, title=title or None, **STYLE["legend"])
     return figure
 
 

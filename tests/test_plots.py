@@ -8,7 +8,7 @@ from matplotlib.image import imread
 from scipy.signal import lfilter
 
 from latticeflow import plots, stats
-from latticeflow.plots import autocorrelation, charge_history, save, training_curve, weight_histogram
+from latticeflow.plots import autocorrelation, charge_history, comparison, save, training_curve, weight_histogram
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LOG_Z = 60.76
@@ -35,7 +35,7 @@ def draw(tmp_path):
 
 def assert_text_is_inside(figure):
     width, height = figure.bbox.size
-    for axes in figure.axes:
+    for axes in panels(figure):
         box = axes.get_tightbbox()
         assert box.x0 >= 0
         assert box.y0 >= 0
@@ -43,7 +43,11 @@ def assert_text_is_inside(figure):
         assert box.y1 <= height
     legend = figure.legends[0].get_window_extent()
     assert legend.x1 <= width
-    assert not any(legend.overlaps(axes.get_window_extent()) for axes in figure.axes)
+    assert not any(legend.overlaps(axes.get_window_extent()) for axes in panels(figure))
+
+
+def panels(figure):
+    return [axes for axes in figure.axes if axes.get_visible()]
 
 
 def ar1(a, n, *, seed):
@@ -234,6 +238,105 @@ def test_weight_histogram_of_degenerate_weights(draw, logs):
 def test_weight_histogram_rejects_what_has_no_mean_weight():
     with pytest.raises(ValueError, match="every weight is zero"):
         weight_histogram([-np.inf, -np.inf])
+
+
+MEANS = {"plaquette": [(0.70, 0.01), (0.69, 0.02), (0.71, 0.01)], "charge": [(1.0, 0.2), (1.2, 0.1), (1.1, 0.1)]}
+LABELS = ["hmc", "hmc + winding", "flow"]
+
+
+def saved(figure, tmp_path):
+    save(figure, tmp_path / "figure.png")
+    assert np.ptp(imread(tmp_path / "figure.png")[..., :3]) > 0.9
+    assert_text_is_inside(figure)
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def points(axes):
+    """The points of the error bars, by their height from the top."""
+    (bars,) = axes.containers
+    x, y = bars.lines[0].get_data()
+    return dict(zip((2 - np.asarray(y)).astype(int).tolist(), np.asarray(x).tolist(), strict=True))
+
+
+def test_comparison_has_a_panel_for_each_observable(tmp_path):
+    figure = comparison(LABELS, MEANS, {"plaquette": [10, 20, 900]}, exact={"plaquette": 0.6977, "log_z": 3.0})
+    assert saved(figure, tmp_path) == ["exact", "plaquette"]
+    assert [axes.get_title() for axes in panels(figure)] == [*MEANS, "effective samples per CPU second"]
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == LABELS
+    for axes, values in zip(figure.axes, MEANS.values(), strict=False):
+        assert points(axes) == {i: mean for i, (mean, _) in enumerate(values)}
+    assert [line.get_xdata()[0] for line in figure.axes[0].lines if line.get_linestyle() == "--"] == [0.6977]
+    assert not [line for line in figure.axes[1].lines if line.get_linestyle() == "--"]
+
+
+def test_comparison_shows_errors_and_rates(tmp_path):
+    figure = comparison(LABELS, MEANS, {"plaquette": [10, 20, 900], "charge": [1, 2, 3]})
+    assert saved(figure, tmp_path) == ["plaquette", "charge"]
+    (bars,) = figure.axes[0].containers
+    ends = [segment[:, 0] for segment in bars.lines[2][0].get_segments()]
+    np.testing.assert_allclose(ends, [[0.69, 0.71], [0.67, 0.71], [0.70, 0.72]])
+    rates = panels(figure)[-1]
+    assert [list(line.get_xdata()) for line in rates.lines] == [[10, 20, 900], [1, 2, 3]]
+    assert [list(line.get_ydata()) for line in rates.lines] == [[2, 1, 0]] * 2
+    assert rates.get_xscale() == "log"
+
+
+def test_comparison_leaves_out_what_is_not_finite(tmp_path):
+    means = {"plaquette": [(0.7, 0.01), (np.nan, np.nan), (0.71, np.inf)], "mass": [(np.nan, np.nan)] * 3}
+    figure = comparison(LABELS, means, {"plaquette": [np.nan, 3.0, np.nan]}, exact={"plaquette": 0.7})
+    saved(figure, tmp_path)
+    assert points(figure.axes[0]) == {0: 0.7}
+    assert points(figure.axes[1]) == {}
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == LABELS
+
+
+@pytest.mark.parametrize("rates", [[5.0], [np.nan]])
+def test_comparison_of_one(tmp_path, rates):
+    figure = comparison(["hmc"], {"plaquette": [(0.7, 0.01)]}, {"plaquette": rates})
+    assert saved(figure, tmp_path) == ["plaquette"]
+    assert len(panels(figure)) == 2
+    assert panels(figure)[-1].get_xscale() == "linear"
+
+
+@pytest.mark.parametrize(("count", "rows"), [(2, 1), (3, 2), (7, 3)])
+def test_comparison_has_rows_of_three_panels(tmp_path, count, rows):
+    means = {f"observable {i}": [(1.0 * i, 0.1), (1.1 * i, 0.1)] for i in range(count)}
+    figure = comparison(LABELS[:2], means, {"observable 0": [1.0, 2.0]})
+    saved(figure, tmp_path)
+    assert len(figure.axes) == 3 * rows
+    assert [axes.get_title() for axes in panels(figure)] == [*means, "effective samples per CPU second"]
+    for axes in figure.axes[::3]:
+        assert [label.get_text() for label in axes.get_yticklabels()] == LABELS[:2]
+
+
+@pytest.mark.parametrize(
+    ("labels", "means", "rates"),
+    [
+        (["one"], MEANS, {}),
+        (LABELS, {"plaquette": [(0.7, 0.1)] * 2}, {}),
+        (LABELS, MEANS, {"plaquette": [1.0]}),
+        (LABELS, {}, {}),
+        (LABELS, {}, {"plaquette": [1.0, 2.0, 3.0]}),
+    ],
+)
+def test_comparison_rejects_other_numbers(labels, means, rates):
+    with pytest.raises(ValueError, match=f"must hold {len(labels)} values"):
+        comparison(labels, means, rates)
+
+
+def test_comparison_without_rates(tmp_path):
+    comparison(LABELS, MEANS, {})
+
+
+def test_comparison_names_the_exact_line_of_any_panel(tmp_path):
+    assert saved(comparison(LABELS, MEANS, {}, exact={"charge": 1.1}), tmp_path) == ["exact"]
+
+
+def test_comparison_draws_every_rate_or_refuses(tmp_path):
+    rates = {name: [1.0, 2.0, 3.0] for name in "abcd"}
+    assert saved(comparison(LABELS, MEANS, rates), tmp_path) == list("abcd")
+    with pytest.raises(ValueError, match="at most 4"):
+        comparison(LABELS, MEANS, rates | {"e": [1.0, 2.0, 3.0]})
 
 
 def test_save_keeps_the_old_file_when_it_fails(tmp_path, result, monkeypatch):

@@ -68,4 +68,5 @@ class HolonomyMarginal(Action):
         angles = 2 * math.pi * torch.stack([i.to(field) / g0, j.to(field) / g1], dim=-1)
         rows = (torch.arange(g0, device=field.device) + i[:, None]) % g0
         columns = (torch.arange(g1, device=field.device) + j[:, None]) % g1
-        return shift_holonomies(field, angles), orbit[batch, rows[:, :, None], columns[:, None, :]]
+        moved = self.wrap(shift_holonomies(field, angles))
+        return moved, orbit[batch, rows[:, :, None], columns[:, None, :]]

@@ -1,5 +1,6 @@
 """Pure compact U(1) gauge theory in two dimensions."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +35,9 @@ class U1Action(Action):
         return torch.stack([shift(sine, 1, -1) - sine, sine - shift(sine, 0, -1)], dim=-3)
 
     def wrap(self, field: Tensor) -> Tensor:
-        return wrap(field)
+        """Return the links on `(-pi, pi]`; those that are there already stay as they are, bit for bit."""
+        outside = (field > math.pi) | (field <= -math.pi)
+        return torch.where(outside, wrap(field), field)
 
     def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         return 2, *check_shape(shape, dimensions=2)

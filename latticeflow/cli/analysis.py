@@ -7,7 +7,15 @@ from latticeflow.cli.exact import exact_charges, exact_values
 from latticeflow.cli.folder import RunFolder, UsageError
 from latticeflow.cli.kernels import kernel_reports, kernel_warnings
 from latticeflow.cli.results import Report, Results, write_report
-from latticeflow.cli.sectors import Fraction, SectorReport, judge_sectors, sector_fractions, weighted_fractions
+from latticeflow.cli.sectors import (
+    Fraction,
+    SectorReport,
+    effective_draws,
+    judge_sectors,
+    sector_fractions,
+    unseen_error,
+    weighted_fractions,
+)
 from latticeflow.cli.weighing import (
     ForwardReport,
     stored_weights,
@@ -18,10 +26,18 @@ from latticeflow.config import Config
 from latticeflow.config.building import build_bare_action
 from latticeflow.observables import first_index, observable_names
 from latticeflow.observables.derived import derived
-from latticeflow.stats import GammaResult, gamma_derived_many, gamma_many, gamma_method, split_r_hat, thermalisation_cut
-from latticeflow.storage import Ensemble
+from latticeflow.stats import (
+    GammaResult,
+    ess,
+    gamma_derived_many,
+    gamma_many,
+    gamma_method,
+    split_r_hat,
+    thermalisation_cut,
+)
+from latticeflow.storage import DataError, Ensemble
 
-DRIFT = 4.0
+DRIFT, WARN_BELOW = 4.0, 100
 
 
 def analyse(folder: RunFolder) -> Report:
@@ -34,7 +50,7 @@ def analyse(folder: RunFolder) -> Report:
         proposals, baseline = stored_weights(ensemble, "log_weight"), stored_weights(ensemble, "baseline_log_weight")
         forward = _forward(folder, ensemble)
         sectors = _sectors(folder, ensemble)
-        kernels = kernel_reports(ensemble, config.chain.kernels)
+        kernels = kernel_reports(ensemble, config.chain)
         report = Report(
             observables={key: result for results in found.values() for key, result in results.items()},
             derived={key: result for results in functions.values() for key, result in results.items()},
@@ -56,13 +72,21 @@ def analyse(folder: RunFolder) -> Report:
 
 
 def measured(config: Config, ensemble: Ensemble) -> dict[str, NDArray[np.float64]]:
-    """Return the measured observables `(chain, draw, ...)` by name. Raises UsageError where there are none."""
+    """Return the measured observables `(chain, draw, ...)` by name.
+
+    Raises UsageError where there are none, DataError for a value that is not finite, naming its place.
+    """
     names = ensemble.observable_names
     if not names:
         folder = ensemble.path.parent
         raise UsageError(f"{folder} is not measured yet; run `latticeflow measure {folder}` first")
     known = observable_names(build_bare_action(config))
-    return {name: ensemble.observable(name) for name in known if name in names}
+    series = {name: ensemble.observable(name) for name in known if name in names}
+    for name, values in series.items():
+        for chain, draw, *own in np.argwhere(~np.isfinite(values))[:1].tolist():
+            found = values[chain, draw, *own]
+            raise DataError(f"{ensemble.path}: observable {name} is {found} at chain {chain}, draw {draw}")
+    return series
 
 
 def labels(name: str, shape: tuple[int, ...]) -> list[str]:
@@ -125,7 +149,7 @@ def drift(action: NDArray[np.float64]) -> list[str]:
     """Return a warning if the action, averaged over the replica, has not settled from the first draw `(chain, draw)`.
 
     The thermalisation cut is only a proposal: it counts where what it leaves out lies more than four standard
-    deviations off what it keeps.
+    deviations off what it keeps, and what it keeps is long enough to tell.
     """
     if action.shape[1] < 8:
         return []
@@ -134,7 +158,8 @@ def drift(action: NDArray[np.float64]) -> list[str]:
         return []
     kept = gamma_method(action[:, cut:])
     deviation = abs(action[:, :cut].mean() - kept.mean)
-    if deviation <= DRIFT * kept.error * np.sqrt(max(1.0, kept.n / (action.shape[0] * cut))):
+    error = kept.error * np.hypot(1, np.sqrt(kept.n / (action.shape[0] * cut)))
+    if kept.n < WARN_BELOW * kept.tau_int or deviation <= DRIFT * error:
         return []
     return [f"the action drifts over the first {cut} draws: raise chain.thermalisation by at least that"]
 
@@ -161,8 +186,10 @@ def _sectors(folder: RunFolder, ensemble: Ensemble) -> SectorReport | None:
     if exact is not None:
         return judge_sectors(charge, {q: Fraction(p, 0.0) for q, p in exact.items()}, "the exact distribution")
     if "charge" in stored:
-        return judge_sectors(charge, sector_fractions(stored["charge"]), "the reference")
+        fractions, draws = sector_fractions(stored["charge"]), effective_draws(stored["charge"])
+        return judge_sectors(charge, fractions, "the reference", unseen=unseen_error(draws))
     if "baseline_charge" in ensemble.proposal_names:
-        draws = (ensemble.proposals(f"baseline_{name}").ravel() for name in ("charge", "log_weight"))
-        return judge_sectors(charge, weighted_fractions(*draws), "reweighted quenched draws")
+        drawn, log_weight = (ensemble.proposals(f"baseline_{name}").ravel() for name in ("charge", "log_weight"))
+        unseen = unseen_error(drawn.size * ess(log_weight))
+        return judge_sectors(charge, weighted_fractions(drawn, log_weight), "reweighted quenched draws", unseen=unseen)
     return judge_sectors(charge, {}, "")

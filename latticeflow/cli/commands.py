@@ -12,7 +12,7 @@ from latticeflow.cli.analysis import analyse
 from latticeflow.cli.compare import comparison, draw_comparison, read_entries
 from latticeflow.cli.figures import draw_figures
 from latticeflow.cli.folder import RunFolder, UsageError, ensemble_path
-from latticeflow.cli.measuring import measure_ensemble
+from latticeflow.cli.measuring import measure_ensemble, open_reference
 from latticeflow.cli.report import as_json, table
 from latticeflow.cli.results import Report
 from latticeflow.cli.sampling import sample as sample_chains
@@ -72,6 +72,9 @@ def plot(options: Namespace) -> None:
 
 
 def compare(options: Namespace) -> None:
+    if options.out.suffix not in FIGURES or not options.out.parent.is_dir():
+        kinds = ", ".join(FIGURES)
+        raise UsageError(f"--out {options.out}: expected a name that ends in {kinds}, in a folder that exists")
     entries = read_entries(options.runs)
     print(comparison(entries))
     draw_comparison(entries, options.out)
@@ -87,6 +90,8 @@ def export_ensemble(options: Namespace) -> None:
                     ensemble, options.out or default_export_path(path, options.to), to=options.to, fields=options.fields
                 )
             )
+        except FileExistsError as error:
+            raise UsageError(f"{error.filename} exists and is not overwritten; choose another by --out") from error
         except ValueError as error:
             raise UsageError(str(error)) from error
 
@@ -100,6 +105,7 @@ def info(options: Namespace) -> None:
     print(inspect.machine())
 
 
+FIGURES = (".png", ".pdf", ".svg")
 COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "run": run,
     "train": train,
@@ -143,6 +149,8 @@ def _use_threads(config: Config) -> None:
 
 def _prepare(options: Namespace) -> RunFolder:
     config = _load(options.config, options.overrides)
+    if config.analysis.reference is not None:
+        open_reference(config).close()  # better refused now than after the chain
     return RunFolder.create(options.out or options.config.with_suffix(""), config, resume=options.resume)
 
 

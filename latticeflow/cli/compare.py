@@ -2,9 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from latticeflow import plots
 from latticeflow.cli.analysis import analyse_observable, derive, measured
@@ -17,6 +19,7 @@ from latticeflow.config.loading import parse_config
 from latticeflow.stats import GammaResult, equal_means
 from latticeflow.storage import Ensemble
 
+MOST_PANELS, LONGEST_LABEL = 11, 18
 TRAINING, CHAIN = ("training",), ("thermalising", "sampling")
 COSTED = ("plaquette", "topological_charge2", "condensate", "magnetisation_squared", "phi_squared")
 
@@ -27,6 +30,7 @@ class Entry:
 
     label: str
     config: Config
+    actions: NDArray[np.float64]
     results: Results
     training_seconds: float
     chain_seconds: float
@@ -42,10 +46,12 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
 
     Raises UsageError where one is not there, not measured, or of another theory than the first; DataError for damage.
     """
-    files = [ensemble_path(path) for path in paths]
-    if len({file.resolve() for file in files}) < len(files):
-        raise UsageError("an ensemble is given twice; a comparison needs independent ones")
-    entries = [_read(file, label=str(path)) for file, path in zip(files, paths, strict=True)]
+    entries = [_read(ensemble_path(path), label=str(path)) for path in paths]
+    for one, other in combinations(entries, 2):
+        if np.array_equal(one.actions, other.actions):
+            raise UsageError(
+                f"{one.label} and {other.label} hold the same configurations; a comparison needs independent ones"
+            )
     for other in entries[1:]:
         different = entries[0].config.theory_differences(other.config)
         if different:
@@ -53,7 +59,7 @@ def read_entries(paths: Sequence[Path]) -> list[Entry]:
                 f"{entries[0].label} and {other.label} are of different theories: they differ in {', '.join(different)}"
             )
     if not shared(entries):
-        raise UsageError("the ensembles have no observable in common; run `latticeflow measure` on each")
+        raise UsageError(f"{', '.join(entry.label for entry in entries)} have no observable in common")
     return entries
 
 
@@ -81,7 +87,8 @@ def comparison(entries: Sequence[Entry]) -> str:
         results = [entry.results[name] for entry in entries]
         row = [name, *(value_error(r.mean, r.error) if np.isfinite(r.mean) else "undefined" for r in results)]
         row += [_difference(result, results[0]) for result in results[1:]]
-        row += [_probability(results)] * several + [f"{exact[name]:.6g}" if name in exact else ""] * bool(exact)
+        row += [_probability(results)] if several else []
+        row += [f"{exact[name]:.6g}" if name in exact else ""] * bool(exact)
         rows.append(row)
     names = [f"{number}: {entry.label}" for number, entry in zip(numbers, entries, strict=True)]
     return "\n".join([*names, "", *aligned(rows), "", *aligned(_costs(entries, numbers))])
@@ -89,10 +96,10 @@ def comparison(entries: Sequence[Entry]) -> str:
 
 def draw_comparison(entries: Sequence[Entry], path: Path) -> None:
     """Draw the means of the shared observables, and the effective samples per CPU second, into one figure."""
-    names = [name for name in shared(entries) if "[" not in name]
+    names = [name for name in shared(entries) if "[" not in name] or shared(entries)[:MOST_PANELS]
     means = {name: [(entry.results[name].mean, entry.results[name].error) for entry in entries] for name in names}
     rates = {name: [entry.rate(name, training=True) for entry in entries] for name in _costed(entries)}
-    figure = plots.comparison([entry.label for entry in entries], means, rates, exact=exact_values(entries[0].config))
+    figure = plots.comparison(_short_labels(entries), means, rates, exact=exact_values(entries[0].config))
     plots.save(figure, path)
 
 
@@ -100,10 +107,21 @@ def _read(path: Path, *, label: str) -> Entry:
     with Ensemble.open(path) as ensemble:
         config = parse_config(ensemble.config, source=str(path))
         series, cost = measured(config, ensemble), ensemble.analysis().get("cost", {})
+        actions = ensemble.history("action")
     found = [analyse_observable(name, values, s=config.analysis.s) for name, values in series.items()]
     results = {key: result for part in [*found, *derive(config, series).values()] for key, result in part.items()}
     training, chain = (sum(cost.get(stage, 0.0) for stage in stages) for stages in (TRAINING, CHAIN))
-    return Entry(label, config, results, training, chain)
+    return Entry(label, config, actions, results, training, chain)
+
+
+def _short_labels(entries: Sequence[Entry]) -> list[str]:
+    """Return the last parts of the paths where they tell the ensembles apart, else their numbers in the table."""
+    names = [Path(entry.label).name for entry in entries]
+    return (
+        names
+        if len(set(names)) == len(names) and max(map(len, names)) <= LONGEST_LABEL
+        else [str(number + 1) for number in range(len(entries))]
+    )
 
 
 def _difference(result: GammaResult, first: GammaResult) -> str:

@@ -1,7 +1,7 @@
 """Closed-form answers to compare a run with."""
 
 from latticeflow.config import Config
-from latticeflow.config.schema import ScalarSettings, SchwingerSettings, U1Settings
+from latticeflow.config.schema import ScalarSettings, SchwingerSettings
 from latticeflow.exact import (
     scalar_free_log_z,
     scalar_free_phi_squared,
@@ -32,8 +32,9 @@ def exact_values(config: Config) -> dict[str, float]:
 
 
 def exact_charges(config: Config) -> dict[int, float] | None:
-    """Return P(Q) of pure gauge theory, None for other theories."""
-    if not isinstance(config.action, U1Settings):
+    """Return P(Q) of pure gauge theory (also as kappa = 0), None for other theories."""
+    action = config.action
+    if isinstance(action, ScalarSettings) or (isinstance(action, SchwingerSettings) and action.kappa > 0):
         return None
-    charges, probabilities = u1_charge_distribution(config.action.beta, config.lattice.shape)
+    charges, probabilities = u1_charge_distribution(action.beta, config.lattice.shape)
     return dict(zip(charges.tolist(), probabilities.tolist(), strict=True))

@@ -3,6 +3,7 @@
 import numpy as np
 
 from latticeflow import plots
+from latticeflow.cli.analysis import measured
 from latticeflow.cli.exact import exact_charges, exact_values
 from latticeflow.cli.folder import RunFolder
 from latticeflow.stats import ess, gamma_method
@@ -15,19 +16,20 @@ def draw_figures(folder: RunFolder) -> list[str]:
     """Write training, weights, autocorrelation and charge (.png), those there is data for; return the paths."""
     drawn = {}
     with folder.ensemble() as ensemble:
-        training, names = ensemble.training(), ensemble.observable_names
+        training = ensemble.training()
+        series = measured(folder.config, ensemble) if ensemble.observable_names else {}
         log_z = exact_values(folder.config).get("log_z") or ensemble.analysis().get("log_z", {}).get("mean")
         if training:
             drawn["training"] = plots.training_curve(training["step"], training["loss"], training["ess"], log_z=log_z)
         if "log_weight" in ensemble.proposal_names:
             drawn["weights"] = _weights(ensemble.proposals("log_weight").ravel(), _baseline(ensemble))
         results = {
-            name: gamma_method(ensemble.observable(name), s=folder.config.analysis.s) for name in SHOWN if name in names
+            name: gamma_method(values, s=folder.config.analysis.s) for name, values in series.items() if name in SHOWN
         }
         if results:
             drawn["autocorrelation"] = plots.autocorrelation(results)
-        if "topological_charge" in names:
-            charge = ensemble.observable("topological_charge")
+        if "topological_charge" in series:
+            charge = series["topological_charge"]
             drawn["charge"] = plots.charge_history(charge, exact=exact_charges(folder.config))
     for name, figure in drawn.items():
         plots.save(figure, folder.figure(name))

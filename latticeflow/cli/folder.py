@@ -8,8 +8,8 @@ from latticeflow.config import Config, ConfigError, load_config
 from latticeflow.config.problems import Problem
 from latticeflow.storage import Ensemble, RunLock, atomic_write_text, provenance
 
-RUN_CONTROL = frozenset({"run.threads", "run.device"})
-"""Keys that may change between a run and its continuation."""
+RUN_CONTROL = ("run.threads", "run.device", "analysis")
+"""Keys and sections that may change between a run and its continuation."""
 
 
 class UsageError(Exception):
@@ -40,7 +40,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if not folder.config_file.exists():
             atomic_write_text(path / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
-            atomic_write_text(folder.config_file, config.to_toml())
+        atomic_write_text(folder.config_file, config.to_toml())
         return folder
 
     @classmethod
@@ -112,7 +112,7 @@ class RunFolder:
         if not self.config_file.is_file():
             raise UsageError(f"{self.path} exists and is not a run folder (no config.toml); choose another by --out")
         before = load_config(self.config_file)
-        changed = [key for key in self.config.differences(before) if key not in RUN_CONTROL]
+        changed = [key for key in self.config.differences(before) if not _may_change(key)]
         if changed:
             problems = [Problem(key, f"{_value(before, key)} as before", _value(self.config, key)) for key in changed]
             raise ConfigError(problems, f"{self.path} was made with another configuration")
@@ -124,6 +124,10 @@ def ensemble_path(path: Path) -> Path:
     if not found.is_file():
         raise UsageError(f"{path} is neither a run folder with an ensemble nor an ensemble file")
     return found
+
+
+def _may_change(key: str) -> bool:
+    return any(key == allowed or key.startswith(f"{allowed}.") for allowed in RUN_CONTROL)
 
 
 def _value(config: Config, key: str) -> str:

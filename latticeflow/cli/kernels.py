@@ -1,16 +1,19 @@
 """What the stored history says about each kernel of the chain."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from latticeflow.config.schema import ChainSettings
 from latticeflow.stats import gamma_method, longest_rejection_run
 from latticeflow.storage import Ensemble
 
 SIGMAS = 4.0
+OFF_TARGET = 0.2
 HAMILTONIAN = ("hmc", "flow_hmc")
+MOVING = ("independence", *HAMILTONIAN)
+"""The kernels without which a chain stands still; a winding step may well be rejected for long."""
 
 
 @dataclass(frozen=True)
@@ -25,19 +28,25 @@ class KernelReport:
     exp_minus_delta_h: float | None = None
     exp_minus_delta_h_error: float | None = None
     step_size: float | None = None
+    target_acceptance: float | None = None
 
 
-def kernel_reports(ensemble: Ensemble, kernels: Sequence[str]) -> dict[str, KernelReport]:
+def kernel_reports(ensemble: Ensemble, chain: ChainSettings) -> dict[str, KernelReport]:
     """Return the report on every kernel by its name."""
-    return {name: _report(ensemble, name) for name in kernels}
+    return {name: _report(ensemble, chain, name) for name in chain.kernels}
 
 
 def kernel_warnings(reports: dict[str, KernelReport], *, draws: int) -> list[str]:
     """Return what the user should know, in plain sentences."""
     found = []
     for name, report in reports.items():
-        if report.longest_rejection_run > draws // 4:
+        if name in MOVING and report.longest_rejection_run > draws // 4:
             found.append(f"{name}: one replica stood still for {report.longest_rejection_run} of {draws} draws")
+        if report.target_acceptance is not None and report.acceptance < report.target_acceptance - OFF_TARGET:
+            found.append(
+                f"{name}: the acceptance {report.acceptance:.2f} is far below the {report.target_acceptance:g} that it "
+                "was tuned to: raise chain.thermalisation"
+            )
         if report.exp_minus_delta_h is not None and not _creutz_holds(report):
             found.append(
                 f"{name}: <exp(-delta_h)> = {report.exp_minus_delta_h:.4g} is more than {SIGMAS:g} sigma from 1: "
@@ -46,7 +55,7 @@ def kernel_warnings(reports: dict[str, KernelReport], *, draws: int) -> list[str
     return found
 
 
-def _report(ensemble: Ensemble, name: str) -> KernelReport:
+def _report(ensemble: Ensemble, chain: ChainSettings, name: str) -> KernelReport:
     accepted = _column(ensemble, "accepted", name)
     common = float(accepted.mean()), longest_rejection_run(accepted)
     if name not in HAMILTONIAN:
@@ -54,7 +63,8 @@ def _report(ensemble: Ensemble, name: str) -> KernelReport:
     result = gamma_method(np.exp(-_column(ensemble, "delta_h", name)))
     tuned = ensemble.analysis()["tuned"]
     step_size = tuned.get(f"{name}.step_size", tuned.get("step_size"))
-    return KernelReport(*common, result.mean, result.error, step_size)
+    target = getattr(chain, name).target_acceptance
+    return KernelReport(*common, result.mean, result.error, step_size, target)
 
 
 def _column(ensemble: Ensemble, column: str, kernel: str) -> NDArray:

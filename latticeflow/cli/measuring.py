@@ -5,9 +5,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from latticeflow.cli.folder import RunFolder, ensemble_path
+from latticeflow.cli.folder import RunFolder, UsageError, ensemble_path
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.training import trained_sampler
+from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_bare_action
 from latticeflow.config.loading import parse_config
 from latticeflow.observables import measure, observables
@@ -22,6 +23,8 @@ def measure_ensemble(folder: RunFolder) -> None:
     action = build_bare_action(folder.config)
     wanted = observables(action, folder.config.analysis.observables)
     with folder.ensemble("a") as ensemble, ticker("measuring", ensemble.n_committed) as counter:
+        if ensemble.n_committed == 0:
+            raise UsageError(f"{folder.path} has no draws yet; run `latticeflow sample {folder.path}` first")
         parts: list[dict[str, Tensor]] = []
         for _, block in ensemble.iter_blocks(action.field_name):
             chains, draws = block.shape[:2]
@@ -42,7 +45,7 @@ def _measure_reference(folder: RunFolder, ensemble: Ensemble) -> None:
     At most 16384 of them, evenly spread over its draws.
     """
     action = build_action(folder.config)
-    with open_reference(folder) as reference:
+    with open_reference(folder.config) as reference:
         every = -(-reference.chains * reference.n_committed // MOST_REFERENCE_DRAWS)
         fields = torch.from_numpy(reference.field(action.field_name, slice(None, None, every)))
     arrays = {}
@@ -60,14 +63,14 @@ def _measure_reference(folder: RunFolder, ensemble: Ensemble) -> None:
     ensemble.write_analysis("reference", {"chains": fields.shape[0], "draws": fields.shape[1]}, arrays)
 
 
-def open_reference(folder: RunFolder) -> Ensemble:
+def open_reference(config: Config) -> Ensemble:
     """Open the reference ensemble of `analysis.reference`.
 
-    Raises UsageError where there is none, DataError where it is of another theory.
+    Raises UsageError where there is none, DataError where it is of another theory or has no draws.
     """
-    path = ensemble_path(Path(folder.config.analysis.reference))
+    path = ensemble_path(Path(config.analysis.reference))
     reference = Ensemble.open(path)
-    different = folder.config.theory_differences(parse_config(reference.config, source=str(path)))
+    different = config.theory_differences(parse_config(reference.config, source=str(path)))
     if different or reference.n_committed == 0:
         reason = f"differs in {', '.join(different)}" if different else "has no draws"
         reference.close()

@@ -12,17 +12,19 @@ from latticeflow.stats import GammaResult
 
 HIDDEN_IN_JSON = ("rho", "tau_int_of_window")
 LEAST_FRACTION = 1e-4
-SMALLEST_ERROR = 1e-10
+SMALLEST_ERROR, LARGEST_ERROR = 1e-10, 1e10
 
 
 def value_error(value: float, error: float) -> str:
     """Return `0.75629(49)`: the error in units of the last two digits shown; without an error, six digits.
 
-    What would need more than ten decimals is written as `1.2e-15 +- 3e-16`.
+    What would need more than ten digits is written as `1.2e-15 +- 3e-16`.
     """
+    if error == math.inf:
+        return f"{value:.6g}(inf)"
     if not (math.isfinite(value) and math.isfinite(error)) or error <= 0:
         return f"{value:.6g}"
-    if error < SMALLEST_ERROR:
+    if not SMALLEST_ERROR <= error < LARGEST_ERROR:
         return f"{value:.2g} +- {error:.1g}"
     decimals = 1 - math.floor(math.log10(error))
     scaled = round(error * 10.0**decimals)

@@ -45,21 +45,34 @@ def sector_fractions(charge: Charges) -> dict[int, Fraction]:
     return {q: Fraction(result.mean, result.error) for q, result in results.items()}
 
 
+def effective_draws(charge: Charges) -> float:
+    """Return the number of independent draws that `(chain, draw)` is worth: the least of those of Q and abs(Q).
+
+    A charge that never changes counts as if all its draws were independent.
+    """
+    return min(gamma_method(values).n_eff for values in (charge, np.abs(charge)))
+
+
 def weighted_fractions(charge: Charges, log_weight: Charges) -> dict[int, Fraction]:
     """Return the fractions of the target from independent draws `(n,)` with their log weights."""
     return {int(q): Fraction(*reweighted_mean((charge == q).astype(float), log_weight)) for q in np.unique(charge)}
 
 
-def judge_sectors(charge: Charges, expected: Mapping[int, Fraction], source: str) -> SectorReport:
+def judge_sectors(
+    charge: Charges, expected: Mapping[int, Fraction], source: str, *, unseen: float = 0.0
+) -> SectorReport:
     """Return the report on the charges `(chain, draw)` of the chains.
 
+    `unseen` is the error of the expected fraction, 0, of a charge that `expected` lacks; see `unseen_error`.
+
     A sector deviates where it is more than four standard deviations off; the error of a fraction is taken to be at
-    least the binomial one of independent draws, so that a sector that was never visited has one.
+    least the binomial one of as many independent draws as the chain is worth, so that a sector that was never visited
+    has one.
     """
-    found = sector_fractions(charge)
+    found, draws = sector_fractions(charge), effective_draws(charge)
     changes = int((np.diff(charge, axis=1) != 0).sum())
-    warnings = _movement(charge, changes) if _should_move(expected, draws=charge.size) else []
-    off = {q: pull for q, pull in pulls(found, expected, draws=charge.size).items() if abs(pull) > SIGMAS}
+    warnings = _movement(charge, changes) if _should_move(expected, draws=draws) else []
+    off = {q: pull for q, pull in pulls(found, expected, draws=draws, unseen=unseen).items() if abs(pull) > SIGMAS}
     if off:
         places = ", ".join(f"Q = {q} by {pull:+.1f}" for q, pull in off.items())
         warnings.append(
@@ -69,11 +82,16 @@ def judge_sectors(charge: Charges, expected: Mapping[int, Fraction], source: str
     return SectorReport(found, dict(expected), source, changes, bool(warnings), tuple(warnings))
 
 
-def pulls(found: Mapping[int, Fraction], expected: Mapping[int, Fraction], *, draws: int) -> dict[int, float]:
-    """Return (found - expected) / error of every sector that counts, empty where nothing is expected."""
+def pulls(
+    found: Mapping[int, Fraction], expected: Mapping[int, Fraction], *, draws: float, unseen: float = 0.0
+) -> dict[int, float]:
+    """Return (found - expected) / error of every sector that counts, empty where nothing is expected.
+
+    `draws` is the number of independent draws.
+    """
     result = {}
     for q in sorted({*found, *expected}) if expected else ():
-        one, other = found.get(q, Fraction(0, 0)), expected.get(q, Fraction(0, 0))
+        one, other = found.get(q, Fraction(0, 0)), expected.get(q, Fraction(0, unseen))
         if max(one.value, other.value) * draws < EXPECTED_VISITS:
             continue
         binomial = np.sqrt(max(other.value * (1 - other.value), 1 / draws) / draws)
@@ -82,7 +100,12 @@ def pulls(found: Mapping[int, Fraction], expected: Mapping[int, Fraction], *, dr
     return result
 
 
-def _should_move(expected: Mapping[int, Fraction], *, draws: int) -> bool:
+def unseen_error(draws: float) -> float:
+    """Return the error of the fraction of a sector that none of so many independent draws fell into: 3 / draws."""
+    return 3 / draws
+
+
+def _should_move(expected: Mapping[int, Fraction], *, draws: float) -> bool:
     """Return whether more than one sector should be seen, which is assumed where nothing is known."""
     return not expected or (1 - max(fraction.value for fraction in expected.values())) * draws >= FEWEST_CHANGES
 

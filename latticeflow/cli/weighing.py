@@ -19,7 +19,7 @@ from latticeflow.stats import (
 from latticeflow.storage import Ensemble
 
 PARETO_LIMIT = 0.7
-SIGMAS = 4.0
+SIGMAS = 3.0
 
 
 @dataclass(frozen=True)
@@ -94,13 +94,15 @@ def weight_warnings(
         found.append(
             f"the weights have a heavy tail, Pareto k = {proposals.pareto_k:.2f} > {PARETO_LIMIT}: do not trust ESS"
         )
-    if forward is not None and forward.ess < proposals.ess / 2:
-        gap = (proposals.ess - forward.ess) / np.hypot(proposals.ess_error, forward.ess_error)
-        if gap > SIGMAS:
-            found.append(
-                f"ESS/N is {proposals.ess:.3g} from proposals and {forward.ess:.3g} from target samples: "
-                "the proposals miss a part of the target"
-            )
-    if baseline is not None and proposals.ess < baseline.ess:
+    if forward is not None and forward.ess < proposals.ess / 2 and _is_below(forward, proposals):
+        found.append(
+            f"ESS/N is {proposals.ess:.3g} from proposals and {forward.ess:.3g} from target samples: "
+            "the proposals miss a part of the target"
+        )
+    if baseline is not None and _is_below(proposals, baseline):
         found.append(f"the proposals (ESS/N {proposals.ess:.3f}) do not beat quenched draws ({baseline.ess:.3f})")
     return found
+
+
+def _is_below(one: WeightReport | ForwardReport, other: WeightReport | ForwardReport) -> bool:
+    return other.ess - one.ess > SIGMAS * float(np.hypot(one.ess_error, other.ess_error))

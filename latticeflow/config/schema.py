@@ -18,6 +18,8 @@ from latticeflow.config.words import LARGEST_INTEGER
 from latticeflow.exact.arguments import LARGEST_BETA
 
 THERMALISATION = 100
+SHORTEST_CHAIN = 4
+"""Draws that an error analysis needs."""
 
 
 def odd(value: int) -> int:
@@ -213,7 +215,9 @@ class ChainSettings(Settings):
         "flow's latent space, steps of one unit of topological charge",
     )
     replica: Count = Field(64, description="independent chains")
-    draws: Count = Field(256, description="configurations per replica")
+    draws: Annotated[int, Field(ge=SHORTEST_CHAIN, le=LARGEST_INTEGER)] = Field(
+        256, description="configurations per replica"
+    )
     block: Count = Field(32, description="draws committed to the file at a time")
     start: Literal["draws", "cold"] = Field(
         "draws", description="start from draws (resampled by weight for an independence kernel), or from zero fields"

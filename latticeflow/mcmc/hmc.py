@@ -22,10 +22,10 @@ class HMC(Kernel):
     Duane, Kennedy, Pendleton and Roweth, Phys. Lett. B 195 (1987) 216. Momenta are standard normal and drawn afresh for
     every trajectory of `trajectory_length`, which takes `ceil(trajectory_length / step_size)` equal steps of an
     integrator (by name, see `INTEGRATORS`). With `jitter` in [0, 1) each replica scales its steps by a factor uniform
-    in `1 -+ jitter`, against trajectories that close on themselves. `tune` brings `step_size` to the target acceptance.
-    For a marginal action (holonomies) trajectories follow the bare action, and every step ends with a draw of the
-    orbit's element, a Gibbs step. `start` draws the fields that the chains start from. Links are angles, wrapped to
-    `(-pi, pi]` after each trajectory.
+    in `1 -+ jitter`, against trajectories that close on themselves: a mode that turns by pi does not mix. `tune` brings
+    `step_size` to the target acceptance. For a marginal action (holonomies) trajectories follow the bare action, and
+    every step ends with a draw of the orbit's element, a Gibbs step. `start` draws the fields that the chains start
+    from. Links are angles, wrapped to `(-pi, pi]` after each trajectory.
     Raises ValueError for a number out of range and for an unknown integrator.
     """
 
@@ -124,15 +124,15 @@ class HMC(Kernel):
 
         For many degrees of freedom `acceptance = erfc(sqrt(h) / 2)` with `h = <delta_h>`, which goes as
         `step_size^(2 order)` (Gupta et al., Phys. Lett. B 242 (1990) 437); so one measured acceptance says how far the
-        step is off. The k-th correction counts `1 / sqrt(k)` of itself.
+        step is off. Correction k = 0, 1, ... counts `1 / sqrt(1 + k / 10)` of itself.
         """
         acceptance = float(torch.exp(-info.history["delta_h"].clamp(min=0)).mean())
         found, wanted = float(erfcinv(acceptance)), float(erfcinv(self.target_acceptance))
         factor = (wanted / found) ** (1 / self.integrator.order) if found > 0 else math.inf
         factor = min(max(factor, 1 / LARGEST_CHANGE), LARGEST_CHANGE)
-        self.tunings += 1
         aim = self.trajectory_length / self.steps * factor
-        gain = 1 / math.sqrt(self.tunings)
+        gain = 1 / math.sqrt(1 + self.tunings / 10)
+        self.tunings += 1
         self.step_size = min(self.step_size ** (1 - gain) * aim**gain, self.trajectory_length)
 
 

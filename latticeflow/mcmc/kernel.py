@@ -34,9 +34,9 @@ class ChainState:
 class StepInfo:
     """What one step did.
 
-    `history` holds what is stored with every draw, `(replica,)` each, `accepted` among it; `proposals` the log weights
-    `(replica,)` of all that was proposed. A proposal whose action, log q or energy is not finite is rejected, counts in
-    `bad`, and has the weight `-inf`.
+    `history` holds what is stored with every draw, `(replica,)` each, with `accepted` if it is of a single kernel;
+    `proposals` the log weights `(replica,)` of all that was proposed. A proposal whose action, log q or energy is not
+    finite is rejected, counts in `bad`, and has the weight `-inf`.
     """
 
     history: Mapping[str, Tensor]

@@ -44,10 +44,11 @@ class Winding(Kernel):
         proposed = self.action.wrap(shift_holonomies(links + sign * flux, 2 * math.pi * random[:, 1:]))
         proposed_orbit = self.action.orbit(proposed)
         log_ratio = self.action.marginal(orbit) - self.action.marginal(proposed_orbit)
-        accepted = metropolis(log_ratio, generator)
+        finite = torch.isfinite(log_ratio)
+        accepted = metropolis(torch.where(finite, log_ratio, -math.inf), generator)
         merged = choose(accepted, proposed, links), choose(accepted, proposed_orbit, orbit)
-        bad = int((~torch.isfinite(log_ratio)).sum())
-        return ChainState(*self.action.draw(*merged, generator)), StepInfo({"accepted": accepted}, bad=bad)
+        after = ChainState(*self.action.draw(*merged, generator))
+        return after, StepInfo({"accepted": accepted}, bad=int((~finite).sum()))
 
 
 def unit_flux(shape: Sequence[int]) -> Tensor:
@@ -57,6 +58,6 @@ def unit_flux(shape: Sequence[int]) -> Tensor:
     """
     time, space = shape
     links = torch.zeros(2, time, space, dtype=torch.float64)
-    links[1] = 2 * math.pi / (time * space) * torch.arange(time)[:, None]
-    links[0, -1] = -2 * math.pi / space * torch.arange(space)
+    links[1] = 2 * math.pi / (time * space) * torch.arange(time, dtype=torch.float64)[:, None]
+    links[0, -1] = -2 * math.pi / space * torch.arange(space, dtype=torch.float64)
     return links

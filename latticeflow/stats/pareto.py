@@ -8,6 +8,7 @@ from latticeflow.stats.weights import scaled_weights
 FEWEST_POINTS = 5
 PRIOR_SHAPE, PRIOR_POINTS = 0.5, 10
 NEGLIGIBLE = 1e-290
+ROUNDING = 1e-10
 
 
 def pareto_k(log_weights: ArrayLike) -> float:
@@ -15,14 +16,15 @@ def pareto_k(log_weights: ArrayLike) -> float:
 
     Moments of order ``1/k`` and above do not exist; above 0.7 no number from these weights is to be trusted. The tail
     holds the ``min(n/5, 3 sqrt(n))`` largest weights, and ``k`` is drawn to 1/2 as if by ten more points
-    (arXiv:1507.02646). ``-inf`` where the tail is flat; ``+inf`` where it has fewer than five distinct points above
-    its threshold, as with less than 25 samples. ``log_weights`` has any shape and is pooled.
+    (arXiv:1507.02646). ``-inf`` where the tail is flat, up to rounding; ``+inf`` where it has fewer than five distinct
+    points above its threshold, as with less than 25 samples. ``log_weights`` has any shape and is pooled.
     Raises ValueError for NaN or ``+inf`` (naming the index) and where every weight is zero.
     """
     weights = np.sort(scaled_weights(log_weights), axis=None)
     size = int(min(weights.size / 5, 3 * np.sqrt(weights.size)))
-    excesses = weights[weights.size - size :] - weights[weights.size - size - 1]
-    excesses = excesses[excesses > NEGLIGIBLE]
+    threshold = weights[weights.size - size - 1]
+    excesses = weights[weights.size - size :] - threshold
+    excesses = excesses[excesses > NEGLIGIBLE] if excesses[-1] > ROUNDING * threshold else excesses[:0]
     if size >= FEWEST_POINTS and excesses.size == 0:
         return float("-inf")
     if np.unique(excesses).size < FEWEST_POINTS:

@@ -116,11 +116,78 @@ def test_a_baseline_needs_a_gauge_theory(scalar, problems):
     assert list(problems(scalar + "[baseline]\n")) == ["baseline"]
 
 
+@pytest.mark.parametrize("kernels", ['["hmc", "hmc"]', '["winding", "hmc", "winding"]'])
+def test_each_kernel_is_named_once(gauge, problems, kernels):
+    found = problems(gauge, f"chain.kernels={kernels}")
+    assert list(found) == ["chain.kernels"]
+    assert "each kernel once" in found["chain.kernels"].expected
+    assert found["chain.kernels"].found == kernels
+
+
+def test_a_scalar_field_does_not_wind(scalar, problems):
+    found = problems(scalar, 'chain.kernels=["hmc", "winding"]')
+    assert list(found) == ["chain.kernels"]
+    assert 'no "winding" for action.kind = "scalar"' in found["chain.kernels"].expected
+
+
+def test_winding_steps_alone_are_refused(gauge, problems):
+    found = problems(gauge, 'chain.kernels=["winding"]')
+    assert list(found) == ["chain.kernels"]
+    assert "another kernel" in found["chain.kernels"].expected
+
+
+def test_no_kernels_are_refused(gauge, problems):
+    assert list(problems(gauge, "chain.kernels=[]")) == ["chain.kernels"]
+
+
+@pytest.mark.parametrize(
+    "kernels", ['["hmc"]', '["hmc", "winding"]', '["independence", "winding"]', '["flow_hmc", "hmc", "independence"]']
+)
+def test_kernels_that_fit_a_gauge_theory(gauge, kernels):
+    assert len(parse_config(gauge, [f"chain.kernels={kernels}"]).chain.kernels) == kernels.count(",") + 1
+
+
+def test_hmc_and_the_flow_fit_a_scalar_field(scalar):
+    overrides = ['chain.kernels=["hmc", "flow_hmc", "independence"]']
+    assert parse_config(scalar, overrides).chain.kernels == ("hmc", "flow_hmc", "independence")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        ([], 0),
+        (["chain.start=cold"], 100),
+        (['chain.kernels=["hmc"]'], 100),
+        (['chain.kernels=["independence", "winding"]'], 100),
+        (["chain.thermalisation=7"], 7),
+        (['chain.kernels=["hmc"]', "chain.thermalisation=0"], 0),
+        (["chain.start=cold", "chain.thermalisation=0"], 0),
+    ],
+)
+def test_thermalisation_is_left_out_only_where_the_start_is_in_equilibrium(gauge, overrides, steps):
+    assert parse_config(gauge, overrides).chain.thermalisation_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("kernels", "uses"),
+    [
+        ('["independence"]', True),
+        ('["flow_hmc"]', True),
+        ('["hmc", "flow_hmc"]', True),
+        ('["hmc"]', False),
+        ('["hmc", "winding"]', False),
+    ],
+)
+def test_only_some_kernels_use_the_sampler(gauge, kernels, uses):
+    assert parse_config(gauge, [f"chain.kernels={kernels}"]).chain.uses_sampler is uses
+
+
 def test_checks_that_need_a_broken_key_are_skipped(gauge, problems):
     assert list(problems(gauge, "lattice.shape=[6, 0]")) == ["lattice.shape"]
     assert list(problems(gauge, "action.kind=2", "lattice.shape=[8]")) == ["action.kind"]
     assert list(problems(gauge, "sampler.flow.hidden=[]", "sampler.flow.dilations=[1]")) == ["sampler.flow.hidden"]
     assert list(problems(gauge, "training.estimator=1", "training.samples=a.h5")) == ["training.estimator"]
+    assert list(problems(gauge, "action.kind=2", 'chain.kernels=["hmc", "winding"]')) == ["action.kind"]
     assert list(problems("lattice = 3\n[action]\nkind = 'u1'\nbeta = 1\n")) == ["lattice"]
 
 
