@@ -57,6 +57,26 @@ class Action(ABC):
         return -gradient
 
 
+class ModifiedAction(Action):
+    """An action made of another one, `action`, for the same field."""
+
+    action: Action
+
+    @property
+    def theory(self) -> str:
+        return self.action.theory
+
+    @property
+    def field_name(self) -> str:
+        return self.action.field_name
+
+    def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return self.action.field_shape(shape)
+
+    def wrap(self, field: Tensor) -> Tensor:
+        return self.action.wrap(field)
+
+
 def check_coupling(name: str, value: float, *, low: float = -math.inf, below: float = math.inf) -> float:
     """Return `value` as a float; raise ValueError unless it is finite with `low <= value < below`."""
     number = float(value)

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, Tensor
 
-from latticeflow.actions.base import Action
+from latticeflow.actions.base import Action, ModifiedAction
 from latticeflow.actions.schwinger import SchwingerAction
 from latticeflow.actions.u1 import U1Action
 from latticeflow.u1 import shift_holonomies
 
 
 @dataclass(frozen=True)
-class HolonomyMarginal(Action):
+class HolonomyMarginal(ModifiedAction):
     r"""`S_bar(x) = -log( (1/|G|) sum_g exp(-S(g x)) )`, g running over the shifts `2 pi (i / G0, j / G1)`.
 
     The shifts leave every contractible loop unchanged, so a flow that sees only such loops can reach `exp(-S_bar)`
@@ -32,22 +32,8 @@ class HolonomyMarginal(Action):
             raise ValueError(f"grid must hold two positive integers, got {self.grid!r}")
 
     @property
-    def theory(self) -> str:
-        return self.action.theory
-
-    @property
-    def field_name(self) -> str:
-        return self.action.field_name
-
-    def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return self.action.field_shape(shape)
-
-    @property
     def bare(self) -> Action:
         return self.action
-
-    def wrap(self, field: Tensor) -> Tensor:
-        return self.action.wrap(field)
 
     def __call__(self, field: Tensor) -> Tensor:
         return self.marginal(self.orbit(field))

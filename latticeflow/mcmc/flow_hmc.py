@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Generator, Tensor
 
-from latticeflow.actions import Action
+from latticeflow.actions import Action, ModifiedAction
 from latticeflow.flows import Bijection
 from latticeflow.mcmc.hmc import HMC
 from latticeflow.samplers import FlowSampler
@@ -29,22 +29,11 @@ class FlowHMC(HMC):
 
 
 @dataclass(frozen=True)
-class PulledBack(Action):
+class PulledBack(ModifiedAction):
     """The action of the latent variable, `S(f(z)) - log|det df/dz|`."""
 
     action: Action
     flow: Bijection
-
-    @property
-    def theory(self) -> str:
-        return self.action.theory
-
-    @property
-    def field_name(self) -> str:
-        return self.action.field_name
-
-    def field_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return self.action.field_shape(shape)
 
     def __call__(self, field: Tensor) -> Tensor:
         x, log_det = self.flow(field)

@@ -131,7 +131,8 @@ def test_draw_frequencies_are_the_weights(grid):
     assert weights.min() * count > 5
     assert weights.max() > 1.3 * weights.min()
     drawn, _ = marginal.draw(links.expand(count, -1, -1, -1), orbit.expand(count, -1, -1), seeded(7))
-    step = [(polyakov_loop(drawn - links, mu)[:, 0] * grid[mu] / (2 * math.pi)).round().long() for mu in (0, 1)]
+    turns = [polyakov_loop(drawn - links, mu)[:, 0] / (2 * math.pi) for mu in (0, 1)]  # up to whole ones
+    step = [(turn * extent).round().long() % extent for turn, extent in zip(turns, grid, strict=True)]
     counts = np.bincount((step[0] * grid[1] + step[1]).numpy(), minlength=math.prod(grid))
     assert chisquare(counts, count * weights).pvalue > 1e-6
 
