@@ -29,6 +29,7 @@ def run(options: Namespace) -> None:
     started = time.perf_counter()
     folder = _prepare(options)
     with folder.lock():
+        folder.keep_config()
         train_sampler(folder)
         sample_chains(folder)
         measure_ensemble(folder)
@@ -44,6 +45,7 @@ def run(options: Namespace) -> None:
 def train(options: Namespace) -> None:
     folder = _prepare(options)
     with folder.lock():
+        folder.keep_config()
         train_sampler(folder)
     print(f"trained: {folder.path}; next: latticeflow sample {folder.path}")
 

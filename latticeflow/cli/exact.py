@@ -1,5 +1,7 @@
 """Closed-form answers to compare a run with."""
 
+import numpy as np
+
 from latticeflow.config import Config
 from latticeflow.config.schema import ScalarSettings, SchwingerSettings
 from latticeflow.exact import (
@@ -9,7 +11,9 @@ from latticeflow.exact import (
     u1_log_z,
     u1_plaquette,
     u1_susceptibility,
+    u1_wilson_loop,
 )
+from latticeflow.observables.derived import creutz_ratios
 
 
 def exact_values(config: Config) -> dict[str, float]:
@@ -22,12 +26,25 @@ def exact_values(config: Config) -> dict[str, float]:
             return {}
         return {"phi_squared": scalar_free_phi_squared(action.m2, shape), "log_z": scalar_free_log_z(action.m2, shape)}
     susceptibility = u1_susceptibility(action.beta, shape)
-    return {
+    return _exact_loops(action.beta, shape) | {
         "plaquette": u1_plaquette(action.beta, shape),
         "topological_charge": 0.0,
         "topological_charge2": susceptibility * shape[0] * shape[1],
         "topological_susceptibility": susceptibility,
         "log_z": u1_log_z(action.beta, shape),
+    }
+
+
+def _exact_loops(beta: float, shape: tuple[int, ...]) -> dict[str, float]:
+    """Return the exact Wilson loops and Creutz ratios by component, sides from 1 to half the extents."""
+    sides = [np.arange(1, max(1, extent // 2) + 1) for extent in shape]
+    loops = u1_wilson_loop(beta, shape, np.outer(*sides))
+    tables = {"wilson_loops": loops, "creutz_ratios": creutz_ratios(loops)}
+    return {
+        f"{name}[{r0 + 1},{r1 + 1}]": float(value)
+        for name, table in tables.items()
+        for (r0, r1), value in np.ndenumerate(table)
+        if np.isfinite(value)
     }
 
 

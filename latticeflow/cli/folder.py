@@ -40,7 +40,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=True)
         if not folder.config_file.exists():
             atomic_write_text(path / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
-        atomic_write_text(folder.config_file, config.to_toml())
+            folder.keep_config()
         return folder
 
     @classmethod
@@ -49,6 +49,10 @@ class RunFolder:
         if not (path / "config.toml").is_file():
             raise UsageError(f"{path} is not a run folder: it has no config.toml (`latticeflow run` makes one)")
         return cls(path, load_config(path / "config.toml"))
+
+    def keep_config(self) -> None:
+        """Make the configuration at hand the stored one, which `create` has found to differ in RUN_CONTROL at most."""
+        atomic_write_text(self.config_file, self.config.to_toml())
 
     @property
     def config_file(self) -> Path:

@@ -220,7 +220,7 @@ class ChainSettings(Settings):
     )
     block: Count = Field(32, description="draws committed to the file at a time")
     start: Literal["draws", "cold"] = Field(
-        "draws", description="start from draws (resampled by weight for an independence kernel), or from zero fields"
+        "draws", description="start from draws of the sampler, chosen by their weights, or from zero fields"
     )
     candidates: Count = Field(1024, description="proposals from which the starting states are resampled")
     thermalisation: Natural | None = Field(

@@ -42,9 +42,12 @@ class PulledBack(ModifiedAction):
 
 @dataclass(frozen=True)
 class _Fields:
-    """The fields that a sampler draws, without their density."""
+    """The fields that a sampler draws, apart from their density."""
 
     sampler: FlowSampler
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         return self.sampler.sample(n, generator)[0]
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.sampler.log_prob(x)

@@ -10,7 +10,7 @@ from torch import Generator, Tensor
 from latticeflow.actions import Action
 from latticeflow.flows import Bijection, Sequential
 from latticeflow.mcmc.integrators import INTEGRATORS, integrate
-from latticeflow.mcmc.kernel import ChainState, Draws, Kernel, StepInfo, choose, metropolis, state_at
+from latticeflow.mcmc.kernel import ChainState, Draws, Kernel, StepInfo, choose, metropolis, spread_start
 
 HISTORY = {"accepted": torch.bool, "delta_h": torch.float64}
 LARGEST_CHANGE = 2.0
@@ -80,8 +80,8 @@ class HMC(Kernel):
 
     @torch.no_grad()
     def start(self, replica: int, generator: Generator) -> ChainState:
-        """Return the states at fields drawn to start from."""
-        return state_at(self.action, self.draws.sample(replica, generator).double(), generator)
+        """Return the states at fields drawn to start from, see `spread_start`."""
+        return spread_start(self.action, self.draws, replica, generator)
 
     @torch.no_grad()
     def step(self, state: ChainState, generator: Generator) -> tuple[ChainState, StepInfo]:

@@ -1,5 +1,6 @@
 """What every Markov kernel is: `step(state, generator) -> (state, info)`, on many replica at once."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ import torch
 from torch import Generator, Tensor
 
 from latticeflow.actions import Action
+
+CANDIDATES, CHUNK = 8, 256
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,11 @@ class StepInfo:
 
 
 class Draws(Protocol):
-    """What chains can start from: a prior, or anything else with independent fields."""
+    """What chains can start from: a prior, or anything else with independent fields and their log density."""
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor: ...
+
+    def log_prob(self, x: Tensor) -> Tensor: ...
 
 
 class Kernel(ABC):
@@ -85,6 +90,21 @@ class Kernel(ABC):
     def parameters(self, values: Mapping[str, float]) -> None:
         if values:
             raise ValueError(f"kernel {self.name} has no parameters, got {sorted(values)}")
+
+
+def spread_start(action: Action, draws: Draws, replica: int, generator: Generator) -> ChainState:
+    """Return states at different draws, chosen out of eight times as many with probability proportional to weight.
+
+    No draw is chosen twice, so that the replica start apart, and none that the target hardly has: such a one can be a
+    place that trajectories do not leave.
+    """
+    sizes = [min(CHUNK, CANDIDATES * replica - done) for done in range(0, CANDIDATES * replica, CHUNK)]
+    chunks = [draws.sample(size, generator).double() for size in sizes]
+    log_weight = torch.cat([-action(chunk) - draws.log_prob(chunk) for chunk in chunks])
+    fields = torch.cat(chunks)
+    uniform = torch.rand(len(fields), generator=generator, dtype=torch.float64, device=fields.device)
+    score = torch.nan_to_num(log_weight, nan=-math.inf, posinf=-math.inf) - torch.log(-torch.log(uniform))
+    return state_at(action, fields[torch.topk(score, replica).indices], generator)
 
 
 def state_at(action: Action, fields: Tensor, generator: Generator) -> ChainState:

@@ -7,7 +7,7 @@ import torch
 from torch import Generator, Tensor
 
 from latticeflow.actions import Action
-from latticeflow.mcmc.kernel import ChainState, Draws, Kernel, StepInfo, choose, metropolis, state_at
+from latticeflow.mcmc.kernel import ChainState, Draws, Kernel, StepInfo, choose, metropolis, spread_start
 from latticeflow.u1 import shift_holonomies
 
 
@@ -32,7 +32,7 @@ class Winding(Kernel):
 
     @torch.no_grad()
     def start(self, replica: int, generator: Generator) -> ChainState:
-        return state_at(self.action, self.draws.sample(replica, generator).double(), generator)
+        return spread_start(self.action, self.draws, replica, generator)
 
     @torch.no_grad()
     def step(self, state: ChainState, generator: Generator) -> tuple[ChainState, StepInfo]:

@@ -155,7 +155,7 @@ def methods(case: Case, action: SchwingerAction) -> dict[str, Callable[[int], Re
     sampler = FlowSampler(case.prior, gauge_flow(case.shape, layers=8, hidden=(32, 32)))
     train(sampler, HolonomyMarginal(action, (3, 2)), estimator="path", steps=case.training_steps, batch=64, seed=1)
     kernels = {
-        "HMC": HMC(action, case.prior),
+        "HMC": HMC(action, case.prior, trajectory_length=2.0),
         "flow": IndependenceMetropolis(sampler, marginal),
         "HMC + winding + flow": Composite(
             [HMC(marginal, case.prior), Winding(marginal, case.prior), IndependenceMetropolis(sampler, marginal)]

@@ -61,6 +61,9 @@ class Constant:
     def sample(self, n, generator=None):
         return torch.full((n, *self.shape), self.value, dtype=torch.float64)
 
+    def log_prob(self, x):
+        return torch.zeros(len(x), dtype=torch.float64)
+
 
 @pytest.fixture(scope="session")
 def generator():
