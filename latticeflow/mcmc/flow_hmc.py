@@ -14,7 +14,7 @@ from latticeflow.samplers import FlowSampler
 class FlowHMC(HMC):
     """Hybrid Monte Carlo in z where `x = f(z)` is a sampler's flow: the better the flow, the flatter the energy.
 
-    FT-HMC: M. Luescher, arXiv:0907.5491; Foreman et al., arXiv:2112.01582. `settings` are those of `HMC`; the chains
+    FT-HMC: M. Luescher, arXiv:0907.5491; Foreman et al., arXiv:2112.01586. `settings` are those of `HMC`; the chains
     start from draws of the sampler, which is cast to float64. The force of a flow of splines jumps at their knots, so
     the energy violation falls more slowly than with the integrator's order, and a fourth-order one does not pay.
     """

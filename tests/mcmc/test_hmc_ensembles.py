@@ -164,5 +164,5 @@ def test_schwinger_model(action, run_chains):
 @pytest.mark.parametrize("action", [SCHWINGER, HolonomyMarginal(SCHWINGER, (12, 6))], ids=["plain", "marginal"])
 def test_schwinger_model_precisely(action, run_chains):
     kernel = HMC(action, QuenchedU1(1.0, (4, 4)), step_size=0.34, integrator="omelyan")
-    chains = run_chains(kernel, list(TRUSTED), replica=256, steps=200, burn=10, seed=6)
+    chains = run_chains(kernel, list(TRUSTED), replica=256, steps=240, burn=10, seed=6)
     compare(chains, TRUSTED, precision=0.002)
