@@ -140,7 +140,7 @@ def arrays(small_run, tmp_path_factory):
 def test_components_of_arrays_are_compared_one_by_one(arrays, table_of):
     rows = table_of(comparison(read_entries(arrays)))
     assert rows["polyakov_correlator[0]"] == ["1", "1"]  # constant: no error, no difference, no p
-    assert len(rows["wilson_loops[2,1]"]) == len(rows["creutz_ratios[2,2]"]) == 4
+    assert len(rows["wilson_loops[2,1]"]) == len(rows["creutz_ratios[2,2]"]) == 5  # two means, sigma, p, exact
 
 
 def test_arrays_alone_can_be_compared(program, arrays, tmp_path):
