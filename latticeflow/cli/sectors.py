@@ -63,15 +63,13 @@ def judge_sectors(
 ) -> SectorReport:
     """Return the report on the charges `(chain, draw)` of the chains.
 
-    `unseen` is the error of the expected fraction, 0, of a charge that `expected` lacks; see `unseen_error`.
-
-    A sector deviates where it is more than four standard deviations off; the error of a fraction is taken to be at
-    least the binomial one of as many independent draws as the chain is worth, so that a sector that was never visited
-    has one.
+    `unseen` is the error of the expected fraction, 0, of a charge that `expected` lacks; see `unseen_error`. A sector
+    deviates where it is more than four standard deviations off; the error of a fraction is taken to be at least the
+    binomial one of as many independent draws as the chain is worth, so that a sector that was never visited has one.
     """
     found, draws = sector_fractions(charge), effective_draws(charge)
     changes = int((np.diff(charge, axis=1) != 0).sum())
-    warnings = _movement(charge, changes) if _should_move(expected, draws=draws) else []
+    warnings = _movement(charge, changes) if _should_move(expected, draws=charge.size) else []
     off = {q: pull for q, pull in pulls(found, expected, draws=draws, unseen=unseen).items() if abs(pull) > SIGMAS}
     if off:
         places = ", ".join(f"Q = {q} by {pull:+.1f}" for q, pull in off.items())
@@ -105,7 +103,7 @@ def unseen_error(draws: float) -> float:
     return 3 / draws
 
 
-def _should_move(expected: Mapping[int, Fraction], *, draws: float) -> bool:
+def _should_move(expected: Mapping[int, Fraction], *, draws: int) -> bool:
     """Return whether more than one sector should be seen, which is assumed where nothing is known."""
     return not expected or (1 - max(fraction.value for fraction in expected.values())) * draws >= FEWEST_CHANGES
 
