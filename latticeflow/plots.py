@@ -1,6 +1,7 @@
 """Figures of a run: arrays in, a matplotlib `Figure` out; readable in grey, long histories thinned, no global state."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 from latticeflow import stats
 from latticeflow.stats import GammaResult
 from latticeflow.stats.series import check_values
+from latticeflow.storage import atomic_write_bytes
 
 Array = NDArray[np.float64]
 STYLE: dict[str, dict[str, Any]] = {
@@ -169,13 +171,9 @@ def comparison(
 
 def save(figure: Figure, path: str | Path) -> None:
     """Write the figure, a PNG at 150 dots per inch or what else the name ends in, under its name only once complete."""
-    path = Path(path)
-    temporary = path.with_name(path.name + ".partial")
-    try:
-        figure.savefig(temporary, format=path.suffix[1:] or "png", dpi=STYLE["figure"]["dpi"])
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    path, buffer = Path(path), BytesIO()
+    figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=STYLE["figure"]["dpi"])
+    atomic_write_bytes(path, buffer.getvalue())
 
 
 def _draw_means(axes: Axes, places: Array, values: Array, name: str, exact: float | None, label: str | None) -> None:

@@ -28,7 +28,7 @@ RANKS = (
     {"__main__"},
 )
 RANK = {unit: rank for rank, units in enumerate(RANKS) for unit in units}
-ONLY = {"plots": {"stats"}, "exact": set(), "lattice": set(), "streams": set(), "u1": {"lattice"}}
+ONLY = {"plots": {"stats", "storage"}, "exact": set(), "lattice": set(), "streams": set(), "u1": {"lattice"}}
 """What may be imported at most, where that is less than the rank allows."""
 NOT_FOR = {"torch": {"stats", "exact", "plots"}}
 """Which units a foreign package is kept out of."""

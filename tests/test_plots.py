@@ -344,7 +344,7 @@ def test_save_keeps_the_old_file_when_it_fails(tmp_path, result, monkeypatch):
     path.write_bytes(b"old")
 
     def fail_half_way(target, **settings):
-        target.write_bytes(b"half")
+        target.write(b"half")
         raise OSError("no space left on device")
 
     monkeypatch.setattr(figure, "savefig", fail_half_way)

@@ -2,6 +2,7 @@
 configuration, 130 interrupted."""
 
 import os
+import shlex
 import signal
 import sys
 from argparse import Namespace
@@ -60,8 +61,13 @@ def _interrupt(*_: object) -> NoReturn:
 
 
 def _how_to_resume(options: Namespace) -> str:
+    words = ["latticeflow", options.command]
     if options.command in ("run", "train"):
-        out = f" --out {options.out}" if options.out else ""
-        changes = "".join(f" --set {change}" for change in options.overrides)
-        return f"go on with: latticeflow {options.command} {options.config}{out}{changes} --resume"
-    return "what was committed is kept"
+        words += [str(options.config), *(("--out", str(options.out)) if options.out else ())]
+        words += [word for change in options.overrides for word in ("--set", change)] + ["--resume"]
+    elif options.command == "sample":
+        words += [str(options.folder)]
+    else:
+        return "what was stored before is kept"
+    words += ["--extend", str(options.extend)] if getattr(options, "extend", 0) else []
+    return f"go on with: {shlex.join(words)}"

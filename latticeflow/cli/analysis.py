@@ -16,6 +16,7 @@ from latticeflow.cli.sectors import (
     unseen_error,
     weighted_fractions,
 )
+from latticeflow.cli.verifying import check_all
 from latticeflow.cli.weighing import (
     ForwardReport,
     stored_weights,
@@ -40,10 +41,14 @@ from latticeflow.storage import DataError, Ensemble
 DRIFT, WARN_BELOW = 4.0, 100
 
 
-def analyse(folder: RunFolder) -> Report:
-    """Analyse the measured ensemble and write the results under /analysis. Raises UsageError if nothing is measured."""
+def analyse(folder: RunFolder, *, skip_damaged: bool = False) -> Report:
+    """Analyse the measured ensemble and write the results under /analysis.
+
+    Raises UsageError if nothing is measured, DataError for damage (unless it is skipped) and foreign configurations.
+    """
     config = folder.config
-    with folder.ensemble("a") as ensemble:
+    with folder.ensemble("a", skip_damaged=skip_damaged) as ensemble:
+        check_all(ensemble, config)
         series = measured(config, ensemble)
         found = {name: analyse_observable(name, values, s=config.analysis.s) for name, values in series.items()}
         functions = derive(config, series)
@@ -125,6 +130,9 @@ def _warnings(report: Report, ensemble: Ensemble) -> list[str]:
     found += () if report.sectors is None else report.sectors.warnings
     found += weight_warnings(report.proposals, report.forward, report.baseline)
     found += kernel_warnings(report.kernels, draws=ensemble.n_committed)
+    bad = ensemble.analysis().get("rejected", {}).get("bad_proposals", 0)
+    found += [f"{bad} proposals had a non-finite action or log q and were rejected"] if bad else []
+    found += [f"{ensemble.skipped} draws of every chain are left out: damaged"] if ensemble.skipped else []
     return found + drift(ensemble.history("action"))
 
 

@@ -24,6 +24,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: the file's name, no suffix)")
         command.add_argument("--resume", action="store_true", help="go on with an existing run folder")
         if name == "run":
+            _add_extend(command)
             _add_json(command)
     for name, text in (
         ("sample", "run the chains of a trained run folder"),
@@ -32,14 +33,24 @@ def parser() -> argparse.ArgumentParser:
         ("plot", "draw the figures again"),
     ):
         command = _command(commands, name, text)
-        command.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+        _add_folder(command)
+        if name == "sample":
+            _add_extend(command)
+        else:
+            command.add_argument("--skip-damaged", action="store_true", help="leave out draws that are damaged")
         if name == "analyse":
             _add_json(command)
+    command = _command(commands, "status", "where a run stands; does not disturb it")
+    _add_folder(command)
+    _add_json(command)
+    command = _command(commands, "verify", "check every stored configuration against its checksums")
+    _add_run(command)
+    command.add_argument("--repair", action="store_true", help="cut the ensemble after its last good block")
     command = _command(commands, "compare", "the same observables from several ensembles, side by side")
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="run folder or ensemble file")
     command.add_argument("--out", type=Path, default=Path("compare.png"), metavar="FILE", help="figure (compare.png)")
     command = _command(commands, "export", "the numbers of an ensemble for other packages")
-    command.add_argument("run", type=Path, metavar="RUN", help="run folder or ensemble file")
+    _add_run(command)
     command.add_argument("--to", required=True, choices=("arviz", "pyerrors", "npz"), help="the package that reads it")
     command.add_argument("--out", type=Path, metavar="FILE", help="new file (default: beside the ensemble)")
     command.add_argument("--fields", action="store_true", help="with the configurations (npz only)")
@@ -61,3 +72,28 @@ def _add_config(command: argparse.ArgumentParser) -> None:
 
 def _add_json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print the results as JSON at full precision")
+
+
+def _add_folder(command: argparse.ArgumentParser) -> None:
+    command.add_argument("folder", type=Path, metavar="DIR", help="run folder")
+
+
+def _add_run(command: argparse.ArgumentParser) -> None:
+    command.add_argument("run", type=Path, metavar="RUN", help="run folder or ensemble file")
+
+
+def _add_extend(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--extend",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="N draws per chain more than chain.draws, in a further file",
+    )
+
+
+def _count(text: str) -> int:
+    """Return a number of at least 1."""
+    if not (text.isascii() and text.isdigit() and int(text) > 0):
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 1, found {text!r}")
+    return int(text)

@@ -1,5 +1,6 @@
 """What each command does, from parsed arguments to printed output."""
 
+import json
 import time
 from argparse import Namespace
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from latticeflow.cli.measuring import measure_ensemble, open_reference
 from latticeflow.cli.report import as_json, table
 from latticeflow.cli.results import Report
 from latticeflow.cli.sampling import sample as sample_chains
+from latticeflow.cli.status import described, state_of
 from latticeflow.cli.training import train as train_sampler
+from latticeflow.cli.verifying import cut, verify
 from latticeflow.config import Config, ConfigError, load_config
 from latticeflow.config.building import build_bare_action
 from latticeflow.config.problems import Problem, written
@@ -27,16 +30,16 @@ from latticeflow.storage import Ensemble, default_export_path, export
 def run(options: Namespace) -> None:
     """Do the whole road and print the result table."""
     started = time.perf_counter()
-    folder = _prepare(options)
+    folder = _prepare(options, extend=options.extend)
     with folder.lock():
-        folder.keep_config()
+        folder.begin()
         train_sampler(folder)
         sample_chains(folder)
         measure_ensemble(folder)
         report = analyse(folder)
         draw_figures(folder)
         folder.status("analysing", 1, 1)
-        folder.status("done", folder.config.chain.draws, folder.config.chain.draws)
+        folder.status("done", 1, 1)
     _show(report, options)
     if not options.json:
         print(f"{folder.ensemble_file}, figures beside it; {time.perf_counter() - started:.0f} s")
@@ -45,13 +48,13 @@ def run(options: Namespace) -> None:
 def train(options: Namespace) -> None:
     folder = _prepare(options)
     with folder.lock():
-        folder.keep_config()
+        folder.begin()
         train_sampler(folder)
     print(f"trained: {folder.path}; next: latticeflow sample {folder.path}")
 
 
 def sample(options: Namespace) -> None:
-    folder = _open(options)
+    folder = _open(options, extend=options.extend)
     with folder.lock():
         sample_chains(folder)
 
@@ -59,18 +62,28 @@ def sample(options: Namespace) -> None:
 def measure(options: Namespace) -> None:
     folder = _open(options)
     with folder.lock():
-        measure_ensemble(folder)
+        measure_ensemble(folder, skip_damaged=options.skip_damaged)
 
 
 def analyse_folder(options: Namespace) -> None:
     folder = _open(options)
     with folder.lock():
-        report = analyse(folder)
+        report = analyse(folder, skip_damaged=options.skip_damaged)
     _show(report, options)
 
 
 def plot(options: Namespace) -> None:
-    print("\n".join(draw_figures(_open(options))))
+    print("\n".join(draw_figures(_open(options), skip_damaged=options.skip_damaged)))
+
+
+def status(options: Namespace) -> None:
+    folder = RunFolder.open(options.folder)
+    found = state_of(folder)
+    print(json.dumps(found, indent=2) if options.json else described(found, folder))
+
+
+def verify_ensemble(options: Namespace) -> None:
+    print(cut(options.run) if options.repair else verify(options.run))
 
 
 def compare(options: Namespace) -> None:
@@ -119,6 +132,8 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
     "export": export_ensemble,
     "check": check,
     "info": info,
+    "status": status,
+    "verify": verify_ensemble,
 }
 
 
@@ -149,15 +164,16 @@ def _use_threads(config: Config) -> None:
         torch.set_num_threads(config.run.threads)
 
 
-def _prepare(options: Namespace) -> RunFolder:
+def _prepare(options: Namespace, *, extend: int = 0) -> RunFolder:
     config = _load(options.config, options.overrides)
     if config.analysis.reference is not None:
         open_reference(config).close()  # better refused now than after the chain
-    return RunFolder.create(options.out or options.config.with_suffix(""), config, resume=options.resume)
+    out = options.out or options.config.with_suffix("")
+    return RunFolder.create(out, config, resume=options.resume, extend=extend)
 
 
-def _open(options: Namespace) -> RunFolder:
-    folder = RunFolder.open(options.folder)
+def _open(options: Namespace, *, extend: int = 0) -> RunFolder:
+    folder = RunFolder.open(options.folder, extend=extend)
     _use_threads(folder.config)
     return folder
 

@@ -12,10 +12,10 @@ from latticeflow.storage import Ensemble
 SHOWN = ("plaquette", "topological_charge2", "condensate", "magnetisation_squared", "phi_squared")
 
 
-def draw_figures(folder: RunFolder) -> list[str]:
+def draw_figures(folder: RunFolder, *, skip_damaged: bool = False) -> list[str]:
     """Write training, weights, autocorrelation and charge (.png), those there is data for; return the paths."""
     drawn = {}
-    with folder.ensemble() as ensemble:
+    with folder.ensemble(skip_damaged=skip_damaged) as ensemble:
         training = ensemble.training()
         series = measured(folder.config, ensemble) if ensemble.observable_names else {}
         log_z = exact_values(folder.config).get("log_z") or ensemble.analysis().get("log_z", {}).get("mean")

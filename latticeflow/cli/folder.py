@@ -1,15 +1,36 @@
 """A run's folder: its files, its lock, and what it takes to open one that is there already."""
 
+import hashlib
 import json
+import shlex
+import sys
 import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from latticeflow.config import Config, ConfigError, load_config
+from latticeflow.config.building import build_bare_action
+from latticeflow.config.loading import parse_config
 from latticeflow.config.problems import Problem
-from latticeflow.storage import Ensemble, RunLock, atomic_write_text, provenance
+from latticeflow.storage import (
+    Checkpoint,
+    DataError,
+    Ensemble,
+    RunLock,
+    atomic_write_text,
+    load_checkpoint,
+    provenance,
+    save_checkpoint,
+)
 
-RUN_CONTROL = ("run.threads", "run.device", "analysis")
-"""Keys and sections that may change between a run and its continuation."""
+RUN_CONTROL = ("run.threads", "run.device", "chain.draws", "analysis")
+"""Keys and sections that may change between a run and its continuation; the number of draws may only grow."""
+AT_BIRTH = ("run.lock", "provenance.json", "provenance.json.partial", "config.toml.partial")
+"""What a folder may hold before it has a configuration."""
 
 
 class UsageError(Exception):
@@ -20,43 +41,53 @@ class RunFolder:
     """The files of one run.
 
     config.toml (resolved), provenance.json, run.lock, status.json, ensemble.h5, checkpoint/, metrics.jsonl, figures/.
+    `draws` is what every chain is to have at least: `chain.draws` and those that it is extended by.
     """
 
-    def __init__(self, path: Path, config: Config) -> None:
+    def __init__(self, path: Path, config: Config, *, extend: int = 0) -> None:
         self.path = path
         self.config = config
+        self.draws = config.chain.draws + extend
         self._clock = time.process_time()
 
     @classmethod
-    def create(cls, path: Path, config: Config, *, resume: bool) -> "RunFolder":
+    def create(cls, path: Path, config: Config, *, resume: bool, extend: int = 0) -> "RunFolder":
         """Make the folder, or go back into it with `resume`.
 
         Raises UsageError for a folder that exists, without `resume`; ConfigError, naming the keys, for one that was
         made from another configuration.
         """
-        folder = cls(path, config)
-        if path.exists() and any(path.iterdir() if path.is_dir() else [path]):
+        folder = cls(path, config, extend=extend)
+        if path.exists() and any(child.name not in AT_BIRTH for child in (path.iterdir() if path.is_dir() else [path])):
             folder._check_resumable(resume)
         path.mkdir(parents=True, exist_ok=True)
-        if not folder.config_file.exists():
-            atomic_write_text(path / "provenance.json", json.dumps(provenance(), indent=2) + "\n")
-            folder.keep_config()
         return folder
 
     @classmethod
-    def open(cls, path: Path) -> "RunFolder":
+    def open(cls, path: Path, *, extend: int = 0) -> "RunFolder":
         """Open the folder of an earlier run. Raises UsageError where there is none."""
         if not (path / "config.toml").is_file():
             raise UsageError(f"{path} is not a run folder: it has no config.toml (`latticeflow run` makes one)")
-        return cls(path, load_config(path / "config.toml"))
+        return cls(path, load_config(path / "config.toml"), extend=extend)
 
-    def keep_config(self) -> None:
-        """Make the configuration at hand the stored one, which `create` has found to differ in RUN_CONTROL at most."""
+    def begin(self) -> None:
+        """Note where the numbers of this life come from, then make the configuration at hand the stored one.
+
+        `create` has found it to differ in RUN_CONTROL at most.
+        """
+        described, earlier = provenance(), _json(self.provenance_file) if self.config_file.exists() else {}
+        if earlier:
+            described = earlier | {"resumed": [*earlier.get("resumed", []), described]}
+        atomic_write_text(self.provenance_file, json.dumps(described, indent=2) + "\n")
         atomic_write_text(self.config_file, self.config.to_toml())
 
     @property
     def config_file(self) -> Path:
         return self.path / "config.toml"
+
+    @property
+    def provenance_file(self) -> Path:
+        return self.path / "provenance.json"
 
     @property
     def ensemble_file(self) -> Path:
@@ -70,6 +101,10 @@ class RunFolder:
     def metrics_file(self) -> Path:
         return self.path / "metrics.jsonl"
 
+    @property
+    def lock_file(self) -> Path:
+        return self.path / "run.lock"
+
     def checkpoints(self, stage: str) -> Path:
         """Return the folder of the checkpoints of a stage, "training" or "chain"."""
         return self.path / "checkpoint" / stage
@@ -82,33 +117,92 @@ class RunFolder:
 
     def lock(self) -> RunLock:
         """Return the lock that a writer holds."""
-        return RunLock(self.path / "run.lock")
+        return RunLock(self.lock_file)
 
-    def ensemble(self, mode: str = "r") -> Ensemble:
-        """Open the ensemble. Raises UsageError where nothing was sampled, DataError for a damaged or foreign file."""
+    @property
+    def identity(self) -> str:
+        """The sha256 of all keys that may not change between a run and its continuation."""
+        fixed = {key: value for key, value in _leaves(self.config.model_dump()) if not _may_change(key)}
+        return hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()
+
+    def save_checkpoint(self, stage: str, state: dict[str, Any], step: int) -> None:
+        """Store the state of a stage, marked as one of this run."""
+        save_checkpoint(self.checkpoints(stage), state | {"run": self.identity}, step)
+
+    def load_checkpoint(self, stage: str, *, before: int | None = None) -> Checkpoint | None:
+        """Return the newest valid checkpoint of a stage, None where there is none; damaged ones are reported.
+
+        Raises DataError where none is valid, and for one of another run.
+        """
+        stored = self.checkpoints(stage)
+        try:
+            checkpoint = load_checkpoint(stored, map_location=self.config.run.device, before=before)
+        except FileNotFoundError:
+            return None
+        except DataError as error:
+            raise DataError(f"{error}; remove {stored} to compute all of it again from its start") from error
+        for note in checkpoint.notes:
+            print(f"note: {note}", file=sys.stderr)
+        if checkpoint.state.get("run") != self.identity:
+            raise DataError(f"{stored}: the checkpoint of step {checkpoint.step} is of another run or version")
+        return checkpoint
+
+    def ensemble(self, mode: str = "r", *, skip_damaged: bool = False) -> Ensemble:
+        """Open the ensemble.
+
+        Raises UsageError where nothing was sampled, DataError for a file that is damaged or not of this run.
+        """
         if not self.ensemble_file.exists():
             raise UsageError(f"{self.path} has no ensemble yet; run `latticeflow sample {self.path}` first")
-        return Ensemble.open(
-            self.ensemble_file, mode, theory=self.config.action.kind, lattice_shape=self.config.lattice.shape
+        action, shape = build_bare_action(self.config), self.config.lattice.shape
+        expected = {action.field_name: (action.field_shape(shape), np.float64)}
+        ensemble = Ensemble.open(
+            self.ensemble_file,
+            mode,
+            theory=action.theory,
+            lattice_shape=shape,
+            fields=expected,
+            skip_damaged=skip_damaged,
         )
+        try:
+            self._check_origin(ensemble)
+        except BaseException:
+            ensemble.close()
+            raise
+        return ensemble
+
+    def same_machine(self) -> str:
+        """Return what to say when numbers computed again differ."""
+        before = _json(self.provenance_file)
+        used = f"torch {before['torch']}, {before['threads']} threads, {before['platform']}" if before else "before"
+        return f"resume with the same machine type, device, threads and torch version ({used})"
+
+    @property
+    def stored_status(self) -> dict[str, Any]:
+        """What status.json says, nothing where it is not there or damaged: no result depends on it."""
+        return _json(self.status_file)
 
     @property
     def cpu_seconds(self) -> dict[str, float]:
         """Return the CPU seconds that each stage has taken, up to its last `status`; all threads, all resumptions."""
-        if not self.status_file.exists():
-            return {}
-        return json.loads(self.status_file.read_text()).get("cpu_seconds", {})
+        return self.stored_status.get("cpu_seconds", {})
 
     def status(self, stage: str, done: int, total: int) -> None:
-        """Replace status.json: the stage, how far it is, and the CPU seconds of all stages.
+        """Replace status.json: the stage, how far it is, when that was, and the CPU seconds of all stages.
 
         What was spent since the last call counts for this stage.
         """
         now, spent = time.process_time(), self.cpu_seconds
         spent[stage] = spent.get(stage, 0.0) + now - self._clock
         self._clock = now
-        text = json.dumps({"stage": stage, "done": done, "total": total, "cpu_seconds": spent})
-        atomic_write_text(self.status_file, text + "\n")
+        updated = datetime.now(UTC).isoformat(timespec="seconds")
+        status = {"stage": stage, "done": done, "total": total, "updated": updated, "cpu_seconds": spent}
+        atomic_write_text(self.status_file, json.dumps(status) + "\n")
+
+    @property
+    def go_on(self) -> str:
+        """Return the command that goes on with this run."""
+        return shlex.join(["latticeflow", "run", str(self.config_file), "--out", str(self.path), "--resume"])
 
     def _check_resumable(self, resume: bool) -> None:
         if not resume:
@@ -117,9 +211,20 @@ class RunFolder:
             raise UsageError(f"{self.path} exists and is not a run folder (no config.toml); choose another by --out")
         before = load_config(self.config_file)
         changed = [key for key in self.config.differences(before) if not _may_change(key)]
-        if changed:
-            problems = [Problem(key, f"{_value(before, key)} as before", _value(self.config, key)) for key in changed]
+        problems = [Problem(key, f"{_value(before, key)} as before", _value(self.config, key)) for key in changed]
+        if self.config.chain.draws < before.chain.draws:
+            least = f"at least {before.chain.draws} as before"
+            problems.append(Problem("chain.draws", least, str(self.config.chain.draws)))
+        if problems:
             raise ConfigError(problems, f"{self.path} was made with another configuration")
+
+    def _check_origin(self, ensemble: Ensemble) -> None:
+        """Raise DataError, naming the keys and both values, for an ensemble that this configuration did not make."""
+        made_by = stored_config(ensemble)
+        changed = [key for key in self.config.differences(made_by) if not _may_change(key)]
+        if changed:
+            values = (f"{key} is {_value(made_by, key)}, expected {_value(self.config, key)}" for key in changed)
+            raise DataError(f"{ensemble.path} is of another run: {'; '.join(values)}")
 
 
 def ensemble_path(path: Path) -> Path:
@@ -128,6 +233,32 @@ def ensemble_path(path: Path) -> Path:
     if not found.is_file():
         raise UsageError(f"{path} is neither a run folder with an ensemble nor an ensemble file")
     return found
+
+
+def stored_config(ensemble: Ensemble) -> Config:
+    """Return the configuration that an ensemble was made from; raises DataError where it is of another version."""
+    try:
+        return parse_config(ensemble.config, source=str(ensemble.path))
+    except ConfigError as error:
+        raise DataError(f"{ensemble.path}: its configuration is not of this version: {error}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the table in a JSON file, an empty one where it is missing or damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _leaves(table: dict[str, Any], path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield every key of nested tables by its dotted path."""
+    for name, value in table.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
 
 
 def _may_change(key: str) -> bool:

@@ -7,7 +7,9 @@ from torch import Tensor
 
 from latticeflow.cli.folder import RunFolder, UsageError, ensemble_path
 from latticeflow.cli.progress import ticker
+from latticeflow.cli.stopping import finishing
 from latticeflow.cli.training import trained_sampler
+from latticeflow.cli.verifying import check_sample
 from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_bare_action
 from latticeflow.config.loading import parse_config
@@ -18,11 +20,15 @@ from latticeflow.u1 import topological_charge
 MOST_REFERENCE_DRAWS = 16384
 
 
-def measure_ensemble(folder: RunFolder) -> None:
+def measure_ensemble(folder: RunFolder, *, skip_damaged: bool = False) -> None:
     """Evaluate the observables on every committed configuration and store them, `(chain, draw, ...)`."""
     action = build_bare_action(folder.config)
     wanted = observables(action, folder.config.analysis.observables)
-    with folder.ensemble("a") as ensemble, ticker("measuring", ensemble.n_committed) as counter:
+    with (
+        folder.ensemble("a", skip_damaged=skip_damaged) as ensemble,
+        ticker("measuring", ensemble.n_committed) as counter,
+        finishing("block") as stop,
+    ):
         if ensemble.n_committed == 0:
             raise UsageError(f"{folder.path} has no draws yet; run `latticeflow sample {folder.path}` first")
         parts: list[dict[str, Tensor]] = []
@@ -32,6 +38,8 @@ def measure_ensemble(folder: RunFolder) -> None:
             values = measure(fields, wanted)
             parts.append({name: value.unflatten(0, (chains, draws)).cpu() for name, value in values.items()})
             counter.advance(draws, "")
+            stop.here()
+        check_sample(ensemble, folder.config, measured=False)
         for name in wanted:
             ensemble.write_observable(name, torch.cat([part[name] for part in parts], dim=1).numpy())
         if folder.config.analysis.reference is not None:

@@ -1,6 +1,6 @@
 """The sampling stage: thermalise the chains, draw block by block, and weigh the draws that need no training."""
 
-import json
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -8,7 +8,8 @@ from torch import Generator, Tensor
 
 from latticeflow.cli.folder import RunFolder
 from latticeflow.cli.progress import ticker
-from latticeflow.cli.training import trained_sampler
+from latticeflow.cli.stopping import Stop, finishing
+from latticeflow.cli.training import trained_sampler, training_records
 from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_kernel
 from latticeflow.mcmc import ChainState, Kernel, StepInfo
@@ -16,9 +17,10 @@ from latticeflow.mcmc.kernel import state_at
 from latticeflow.priors import QuenchedU1
 from latticeflow.samplers import quenched_baseline, tune_quenched
 from latticeflow.stats import ess
-from latticeflow.storage import DataError, Ensemble, load_checkpoint, save_checkpoint
+from latticeflow.storage import DataError, Ensemble, checkpoint_steps
 from latticeflow.streams import stream
 
+CHAIN = "chain"
 MAX_BAD_FRACTION = 0.01
 NUMPY = {torch.bool: np.bool_, torch.float64: np.float64}
 
@@ -29,6 +31,19 @@ class SamplingError(RuntimeError):
     """Sampling cannot go on, for the reason in the message."""
 
 
+@dataclass(frozen=True)
+class Reached:
+    """How far the chains are: what a checkpoint holds beside the kernel's parameters.
+
+    `thermalised` and `draws` count steps; `bad` proposals had a non-finite action, log q or energy and were rejected.
+    """
+
+    state: ChainState
+    thermalised: int = 0
+    draws: int = 0
+    bad: int = 0
+
+
 def sample(folder: RunFolder) -> None:
     """Run the chains to their end, block by block, each committed before the next begins."""
     config = folder.config
@@ -36,28 +51,23 @@ def sample(folder: RunFolder) -> None:
     if not folder.ensemble_file.exists():
         _create_ensemble(folder, kernel)
     with folder.ensemble("a") as ensemble:
-        state, done = _take_up(folder, kernel, ensemble)
-        with ticker("sampling", ensemble.draws, done=done) as counter:
-            while done < ensemble.draws:
-                size = min(ensemble.block, ensemble.draws - done)
-                state, rows = run_block(kernel, state, size, _stream(config, "chain", done))
-                if done < ensemble.n_committed:
-                    _check_replay(ensemble, rows, done)
-                else:
-                    ensemble.append(**rows)
-                done += size
-                _save(folder, kernel, state, done)
-                folder.status("sampling", done, ensemble.draws)
-                counter.advance(size, _note(kernel, ensemble))
-        _write_training(folder, ensemble)
-        ensemble.write_analysis("tuned", kernel.parameters)
-        if config.baseline is not None and "baseline_log_weight" not in ensemble.proposal_names:
+        if folder.draws > ensemble.draws:
+            ensemble.extend(folder.draws - ensemble.draws, config=config.to_toml())
+        if ensemble.n_committed < ensemble.draws or "tuned" not in ensemble.analysis():
+            with finishing("block") as stop:
+                reached = _take_up(folder, kernel, ensemble)
+                reached = _thermalise(folder, kernel, reached, stop)
+                reached = _draw(folder, kernel, ensemble, reached, stop)
+            _write_training(folder, ensemble)
+            ensemble.write_analysis("rejected", {"bad_proposals": reached.bad})
+            ensemble.write_analysis("tuned", kernel.parameters)
+        if config.baseline is not None and "baseline_law" not in ensemble.analysis():
             _write_baseline(folder, ensemble)
             folder.status("baseline", config.baseline.samples, config.baseline.samples)
 
 
-def run_block(kernel: Kernel, state: ChainState, draws: int, generator: Generator) -> tuple[ChainState, Rows]:
-    """Take `draws` steps; return the state and the rows `(chain, draws, ...)` in the form that an ensemble appends.
+def run_block(kernel: Kernel, state: ChainState, draws: int, generator: Generator) -> tuple[ChainState, Rows, int]:
+    """Take `draws` steps; return the state, the rows `(chain, draws, ...)` that an ensemble appends, and bad proposals.
 
     Raises SamplingError when more than 1% of the proposals are bad (StepInfo).
     """
@@ -71,46 +81,75 @@ def run_block(kernel: Kernel, state: ChainState, draws: int, generator: Generato
             f"{bad} of {total} proposals had a non-finite action or log q (limit {MAX_BAD_FRACTION:.0%})"
         )
     history = {name: _rows([info.history[name] for _, info in steps]) for name in kernel.history}
-    return state, {
+    rows = {
         "fields": {kernel.action.field_name: _rows([s.field for s, _ in steps])},
         "history": {"action": _rows([s.action for s, _ in steps])} | history,
         "proposals": {name: _rows([info.proposals[name] for _, info in steps]) for name in kernel.proposals},
     }
+    return state, rows, bad
 
 
-def _thermalise(folder: RunFolder, kernel: Kernel, state: ChainState, done: int) -> ChainState:
+def _take_up(folder: RunFolder, kernel: Kernel, ensemble: Ensemble) -> Reached:
+    """Return the newest checkpoint before the end of what is stored, a block behind it, or the start of the chains.
+
+    That block, computed again, shows whether this machine still gives the same numbers. Raises DataError where the
+    checkpoints are ahead of the ensemble.
+    """
+    steps, thermalisation = checkpoint_steps(folder.checkpoints(CHAIN)), folder.config.chain.thermalisation_steps
+    stored = thermalisation + ensemble.n_committed
+    if steps and steps[-1] > stored:
+        raise DataError(
+            f"{ensemble.path} has {ensemble.n_committed} draws, its checkpoint {steps[-1] - thermalisation}: "
+            "the file was replaced or cut"
+        )
+    for before in (stored, None) if ensemble.n_committed and len(steps) > 1 else (None,):
+        checkpoint = folder.load_checkpoint(CHAIN, before=before)
+        if checkpoint is not None:
+            kernel.parameters = checkpoint.state["parameters"]
+            reached = {name: checkpoint.state[name] for name in ("thermalised", "draws", "bad")}
+            return Reached(ChainState(**checkpoint.state["state"]), **reached)
+    reached = Reached(_start(folder.config, kernel))
+    _save(folder, kernel, reached)
+    return reached
+
+
+def _thermalise(folder: RunFolder, kernel: Kernel, reached: Reached, stop: Stop) -> Reached:
     """Take the steps of the thermalisation that are left, the kernel learning from them."""
-    config, steps = folder.config, folder.config.chain.thermalisation_steps
-    if done >= steps:
-        return state
-    with ticker("thermalising", steps, done=done) as counter:
-        while done < steps:
-            size = min(config.chain.block, steps - done)
-            generator = _stream(config, "thermalisation", done)
+    config, steps, state = folder.config, folder.config.chain.thermalisation_steps, reached.state
+    if reached.thermalised == steps:
+        return reached
+    with ticker("thermalising", steps, done=reached.thermalised) as counter:
+        while reached.thermalised < steps:
+            size = min(config.chain.block, steps - reached.thermalised)
+            generator = _stream(config, "thermalisation", reached.thermalised)
             for _ in range(size):
                 state, info = kernel.step(state, generator)
                 kernel.tune(info)
-            done += size
-            _save(folder, kernel, state, 0, thermalised=done)
-            folder.status("thermalising", done, steps)
+            reached = Reached(state, reached.thermalised + size)
+            _save(folder, kernel, reached)
+            folder.status("thermalising", reached.thermalised, steps)
             counter.advance(size, ", ".join(f"{name} {value:.3g}" for name, value in kernel.parameters.items()))
-    return state
+            stop.here()
+    return reached
 
 
-def _take_up(folder: RunFolder, kernel: Kernel, ensemble: Ensemble) -> tuple[ChainState, int]:
-    """Return the state to go on from and the draws it has behind it, at most a block less than are committed."""
-    stored, config = folder.checkpoints("chain"), folder.config
-    if not stored.exists():
-        return _thermalise(folder, kernel, _start(config, kernel), 0), 0
-    checkpoint = load_checkpoint(stored, map_location=config.run.device)
-    if checkpoint.step > ensemble.n_committed:
-        raise DataError(
-            f"{folder.ensemble_file} has {ensemble.n_committed} draws, its checkpoint {checkpoint.step}: "
-            "the file was replaced or cut"
-        )
-    kernel.parameters = checkpoint.state["parameters"]
-    state = ChainState(**checkpoint.state["state"])
-    return _thermalise(folder, kernel, state, checkpoint.state["thermalised"]), checkpoint.step
+def _draw(folder: RunFolder, kernel: Kernel, ensemble: Ensemble, reached: Reached, stop: Stop) -> Reached:
+    """Take the chains to their end, comparing what is computed again with what is stored."""
+    with ticker("sampling", ensemble.draws, done=reached.draws) as counter:
+        while reached.draws < ensemble.draws:
+            first = reached.draws
+            size = ensemble.block_at(first)
+            state, rows, bad = run_block(kernel, reached.state, size, _stream(folder.config, "chain", first))
+            if first < ensemble.n_committed:
+                _check_again(folder, ensemble, rows, first)
+            else:
+                ensemble.append(**rows)
+            reached = Reached(state, reached.thermalised, first + size, reached.bad + bad)
+            _save(folder, kernel, reached)
+            folder.status("sampling", reached.draws, ensemble.draws)
+            counter.advance(size, _note(kernel, ensemble))
+            stop.here()
+    return reached
 
 
 def _start(config: Config, kernel: Kernel) -> ChainState:
@@ -122,10 +161,9 @@ def _start(config: Config, kernel: Kernel) -> ChainState:
     return state_at(kernel.action, torch.zeros_like(state.field), generator) if config.chain.start == "cold" else state
 
 
-def _save(folder: RunFolder, kernel: Kernel, state: ChainState, draws: int, thermalised: int | None = None) -> None:
-    steps = folder.config.chain.thermalisation_steps if thermalised is None else thermalised
-    contents = {"state": vars(state), "parameters": kernel.parameters, "thermalised": steps}
-    save_checkpoint(folder.checkpoints("chain"), contents, draws)
+def _save(folder: RunFolder, kernel: Kernel, reached: Reached) -> None:
+    contents = vars(reached) | {"state": vars(reached.state), "parameters": kernel.parameters}
+    folder.save_checkpoint(CHAIN, contents, reached.thermalised + reached.draws)
 
 
 def _stream(config: Config, purpose: str, block: int = 0) -> Generator:
@@ -153,28 +191,26 @@ def _create_ensemble(folder: RunFolder, kernel: Kernel) -> None:
         history={"action": np.float64} | {name: NUMPY[dtype] for name, dtype in kernel.history.items()},
         proposals=dict.fromkeys(kernel.proposals, 1),
         chains=config.chain.replica,
-        draws=config.chain.draws,
+        draws=folder.draws,
         block=config.chain.block,
     ).close()
 
 
-def _check_replay(ensemble: Ensemble, rows: Rows, done: int) -> None:
+def _check_again(folder: RunFolder, ensemble: Ensemble, rows: Rows, done: int) -> None:
     """Compare a block computed again with what is stored; they must agree bit for bit."""
-    for name, again in rows["history"].items():
-        stored = ensemble.history(name, slice(done, done + again.shape[1]))
-        if not np.array_equal(stored, again):
-            raise DataError(
-                f"{ensemble.path}: draws {done} to {done + again.shape[1] - 1} computed again differ in {name}; "
-                "resume on the same machine type, threads and torch version"
-            )
+    names = ensemble.differences(done, **rows)
+    if names:
+        raise DataError(
+            f"{ensemble.path}: draws {done} to {done + ensemble.block_at(done) - 1} computed again differ in "
+            f"{', '.join(names)}; {folder.same_machine()}"
+        )
 
 
 def _write_training(folder: RunFolder, ensemble: Ensemble) -> None:
-    if folder.metrics_file.exists():
-        records = [json.loads(line) for line in folder.metrics_file.read_text().splitlines()]
-        ensemble.write_training(
-            {key: np.array([r[key] for r in records]) for key in ("step", "loss", "ess", "seconds")}
-        )
+    records = training_records(folder)
+    if records:
+        names = ("step", "loss", "ess", "seconds")
+        ensemble.write_training({name: np.array([record[name] for record in records]) for name in names})
 
 
 def _write_baseline(folder: RunFolder, ensemble: Ensemble) -> None:

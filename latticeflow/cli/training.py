@@ -1,39 +1,49 @@
 """The training stage, and the sampler that it leaves behind."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import asdict
+from typing import Any
 
 from latticeflow.cli.folder import RunFolder, UsageError
 from latticeflow.cli.progress import ticker
+from latticeflow.cli.stopping import finishing
 from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
 from latticeflow.samplers import FlowSampler
-from latticeflow.storage import load_checkpoint, save_checkpoint
+from latticeflow.storage import DataError, append_line, atomic_write_text
 from latticeflow.training import StepRecord, Trainer
+
+TRAINING = "training"
 
 
 def train(folder: RunFolder) -> FlowSampler:
     """Train the sampler, or take up its training where the newest checkpoint left it; return it trained.
 
-    Nothing happens where no kernel of the chain uses the sampler.
+    Nothing happens where no kernel of the chain uses the sampler. Steps that an earlier life took after its checkpoint
+    are taken again: raises DataError when they differ from what it wrote down.
     """
     config, sampler = folder.config, build_sampler(folder.config)
     if not needs_training(config):
         return sampler
     trainer = build_trainer(config, sampler)
-    stored = folder.checkpoints("training")
-    if stored.exists():
-        trainer.load_state_dict(load_checkpoint(stored, map_location=config.run.device).state)
-    _rewrite_metrics(folder, trainer)
-    with ticker("training", config.training.steps, done=trainer.step) as counter, open(folder.metrics_file, "a") as log:
+    checkpoint = folder.load_checkpoint(TRAINING)
+    if checkpoint is not None:
+        trainer.load_state_dict(checkpoint.state)
+    taken = {record["step"]: record for record in _written(folder) if record["step"] > trainer.step}
+    steps = config.training.steps
+    if trainer.step < steps:
+        _rewrite_metrics(folder, trainer)
+    with ticker(TRAINING, steps, done=trainer.step) as counter, finishing("step") as stop:
 
         def on_step(trainer: Trainer, record: StepRecord) -> None:
-            log.write(json.dumps(asdict(record)) + "\n")
+            _check_again(folder, taken.get(record.step), asdict(record))
+            append_line(folder.metrics_file, json.dumps(asdict(record)))
             counter.advance(1, f"loss {record.loss:.3f}  ESS {record.ess:.3f}")
-            if trainer.step % config.training.checkpoint_every == 0 or trainer.step == config.training.steps:
-                log.flush()
-                save_checkpoint(stored, trainer.state_dict(), trainer.step)
-                folder.status("training", trainer.step, config.training.steps)
+            if trainer.step % config.training.checkpoint_every == 0 or trainer.step == steps or stop.asked:
+                folder.save_checkpoint(TRAINING, trainer.state_dict(), trainer.step)
+                folder.status(TRAINING, trainer.step, steps)
+            stop.here()
 
         trainer.run(on_step)
     return sampler
@@ -42,18 +52,14 @@ def train(folder: RunFolder) -> FlowSampler:
 def trained_sampler(folder: RunFolder) -> FlowSampler:
     """Return the sampler with the best weights of a finished training. Raises UsageError where it is not finished."""
     sampler = build_sampler(folder.config)
-    if not needs_training(folder.config):
-        return sampler
-    training = folder.config.training
-    stored = folder.checkpoints("training")
-    state = load_checkpoint(stored, map_location=folder.config.run.device).state if stored.exists() else {"step": 0}
-    if state["step"] < training.steps:
-        raise UsageError(
-            f"{folder.path} is trained for {state['step']} of {training.steps} steps; "
-            "finish it with `latticeflow run --resume` or `latticeflow train --resume`"
-        )
-    sampler.load_state_dict(state["best_weights"])
+    if needs_training(folder.config):
+        sampler.load_state_dict(_finished_training(folder)["best_weights"])
     return sampler
+
+
+def training_records(folder: RunFolder) -> list[dict[str, Any]]:
+    """Return the records of a finished training, none where there was nothing to train."""
+    return _finished_training(folder)["records"] if needs_training(folder.config) else []
 
 
 def needs_training(config: Config) -> bool:
@@ -61,6 +67,46 @@ def needs_training(config: Config) -> bool:
     return config.training is not None and config.training.steps > 0 and config.chain.uses_sampler
 
 
+def _finished_training(folder: RunFolder) -> dict[str, Any]:
+    checkpoint, steps = folder.load_checkpoint(TRAINING), folder.config.training.steps
+    done = 0 if checkpoint is None else checkpoint.step
+    if done < steps:
+        raise UsageError(
+            f"{folder.path} is trained for {done} of {steps} steps; "
+            "finish it with `latticeflow run --resume` or `latticeflow train --resume`"
+        )
+    return checkpoint.state
+
+
+def _written(folder: RunFolder) -> Iterator[dict[str, Any]]:
+    """Yield what the metrics say of each step, up to a line that a death cut short."""
+    if not folder.metrics_file.exists():
+        return
+    for line in folder.metrics_file.read_bytes().splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            return
+        if isinstance(record, dict) and isinstance(record.get("step"), int):
+            yield record
+
+
+def _check_again(folder: RunFolder, before: dict[str, Any] | None, again: dict[str, Any]) -> None:
+    """Compare a step with what an earlier life wrote of it; all but the seconds must agree bit for bit."""
+    if before is None:
+        return
+    names = [name for name in again if name != "seconds" and repr(again[name]) != repr(before.get(name))]
+    if names:
+        raise DataError(
+            f"{folder.metrics_file}: step {again['step']} computed again differs in {', '.join(names)}; "
+            f"{folder.same_machine()}"
+        )
+
+
 def _rewrite_metrics(folder: RunFolder, trainer: Trainer) -> None:
     """Leave in the metrics only the steps that the checkpoint has."""
-    folder.metrics_file.write_text("".join(json.dumps(asdict(record)) + "\n" for record in trainer.records))
+    lines = [json.dumps(asdict(record)) + "\n" for record in trainer.records]
+    if lines:
+        atomic_write_text(folder.metrics_file, "".join(lines))
+    else:
+        folder.metrics_file.unlink(missing_ok=True)

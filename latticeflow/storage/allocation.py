@@ -18,7 +18,7 @@ from latticeflow.storage.atomic import (
     reserve,
 )
 from latticeflow.storage.columns import GROUPS, Column
-from latticeflow.storage.header import MARKER, Header, write_header
+from latticeflow.storage.header import COMPLEMENT, MARKER, Header, write_header
 from latticeflow.storage.journal import LIBVER
 
 _FILTER_BYTES = 4  # fletcher32
@@ -35,7 +35,7 @@ def create_file(path: Path, header: Header, columns: Collection[Column]) -> None
     needed, temporary = needed_bytes(header, columns), partial_name(path)
     refuse_existing(path)
     require_free(path, needed=needed)
-    with removed_on_failure(temporary), disk_full_named(path, needed=needed):
+    with disk_full_named(path, needed=needed), removed_on_failure(temporary):
         with h5py.File(temporary, "w", libver=LIBVER) as file:
             write_header(file, header)
         reserve(temporary, size=needed)  # HDF5 itself does not end in order when it meets a full disk
@@ -79,7 +79,8 @@ def _allocate(file: h5py.File, header: Header, columns: Iterable[Column]) -> Non
     make_axis(file, "draw", header.draws)
     for column in columns:
         _allocate_column(file, header, column)
-    file.create_dataset(MARKER, shape=(), dtype="<i8", data=0, dcpl=_early())
+    for name, count in ((MARKER, 0), (COMPLEMENT, ~0)):
+        file.create_dataset(name, shape=(), dtype="<i8", data=count, dcpl=_early())
 
 
 def _allocate_column(file: h5py.File, header: Header, column: Column) -> None:

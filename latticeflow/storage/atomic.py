@@ -46,13 +46,23 @@ def atomic_write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """
     path = Path(path)
     temporary = partial_name(path)
-    with removed_on_failure(temporary), disk_full_named(path, needed=len(data)):
+    with disk_full_named(path, needed=len(data)), removed_on_failure(temporary):
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
         fsync_folder(path.parent)
+
+
+def append_line(path: str | os.PathLike[str], line: str) -> None:
+    """Append a line to a text file; where a full disk or a death cuts it short, it is the last one.
+
+    Raises `DiskFullError` when there is no room.
+    """
+    path, data = Path(path), f"{line}\n".encode()
+    with disk_full_named(path, needed=len(data)), path.open("ab") as file:
+        file.write(data)
 
 
 def publish(temporary: Path, path: Path) -> None:

@@ -49,20 +49,27 @@ def save_checkpoint(folder: str | os.PathLike[str], state: dict[str, Any], step:
     buffer = io.BytesIO()
     torch.save(payload, buffer)
     path = folder / f"step-{step:012d}.pt"
-    _write(path, buffer.getvalue())
+    if not (path in valid and path.read_bytes() == buffer.getvalue()):
+        path.unlink(missing_ok=True)  # a death between sum and state must not leave a new sum beside an old state
+        _write(path, buffer.getvalue())
     _prune(folder, keep=[path, *(old for old in valid if old != path)][:_KEPT])
     return path
 
 
-def load_checkpoint(folder: str | os.PathLike[str], *, map_location: str = "cpu") -> Checkpoint:
+def load_checkpoint(
+    folder: str | os.PathLike[str], *, map_location: str = "cpu", before: int | None = None
+) -> Checkpoint:
     """Read the newest valid checkpoint as `(state, step, notes)`; each damaged one that was passed over has a note.
 
-    Only tensors and plain values are ever built (`weights_only=True`). Raises `FileNotFoundError` when the folder has
-    no checkpoint, `DataError` when it has some and none is valid.
+    `before` asks for one of an earlier step. Only tensors and plain values are ever built (`weights_only=True`).
+    Raises `FileNotFoundError` when the folder has no such checkpoint, `DataError` when it has some and none is valid.
     """
     folder, notes = Path(folder), []
     for path in _newest_first(folder):
         try:
+            _check_sum(path)
+            if before is not None and _step_of(path) >= before:
+                continue
             state = _read(path, map_location)
         except DataError as error:
             notes.append(str(error))
@@ -71,6 +78,26 @@ def load_checkpoint(folder: str | os.PathLike[str], *, map_location: str = "cpu"
     if not notes:
         raise FileNotFoundError(f"{folder}: there is no checkpoint here")
     raise DataError(f"{folder}: no valid checkpoint; " + "; ".join(notes))
+
+
+def checkpoint_steps(folder: str | os.PathLike[str]) -> list[int]:
+    """The steps that a folder has checkpoints of, valid or not, in ascending order; empty where there is no folder."""
+    return sorted(map(_step_of, _newest_first(Path(folder))))
+
+
+def damaged_checkpoints(folder: str | os.PathLike[str]) -> list[str]:
+    """One sentence for each checkpoint of a folder whose bytes are not what was written."""
+    return [f"{path}: {damage}" for path in _newest_first(Path(folder)) if (damage := _damage(path)) is not None]
+
+
+def drop_checkpoints(folder: str | os.PathLike[str], *, after: int) -> list[int]:
+    """Remove the checkpoints of later steps and return those steps."""
+    folder = Path(folder)
+    kept = [path for path in _newest_first(folder) if _step_of(path) <= after]
+    dropped = [step for step in checkpoint_steps(folder) if step > after]
+    if dropped:
+        _prune(folder, keep=kept)
+    return dropped
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -83,9 +110,6 @@ def _read(path: Path, map_location: str) -> dict[str, Any]:
 
     import torch
 
-    damage = _damage(path)
-    if damage is not None:
-        raise DataError(f"{path}: {damage}")
     if not zipfile.is_zipfile(path):
         raise DataError(f"{path}: refused, not a file that torch.save writes")
     try:
@@ -100,6 +124,12 @@ def _read(path: Path, map_location: str) -> dict[str, Any]:
             f"expected format version {FORMAT_VERSION} and step {_step_of(path)}"
         )
     return state
+
+
+def _check_sum(path: Path) -> None:
+    damage = _damage(path)
+    if damage is not None:
+        raise DataError(f"{path}: {damage}")
 
 
 def _damage(path: Path) -> str | None:

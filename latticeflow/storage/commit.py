@@ -2,7 +2,8 @@
 
 The places of all rows are fixed at creation, so a block is bytes at known places. They are written by the operating
 system's own calls and not by HDF5, which keeps writes back, loses their errors when a data set is closed, and can crash
-at exit after one. The order is the promise: rows, fsync, marker, fsync.
+at exit after one. The order is the promise: rows, fsync, marker, fsync. The marker is written twice, its complement
+first, because no checksum of HDF5 covers it.
 """
 
 import math
@@ -13,7 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from latticeflow.storage.header import MARKER
+from latticeflow.storage.header import COMPLEMENT, MARKER
 from latticeflow.storage.integrity import damage_named
 
 _PIECE = 1 << 16  # bytes; every sum over one is below 2**53 and therefore exact in float64
@@ -25,7 +26,7 @@ class BlockWriter:
     def __init__(self, file: h5py.File, columns: Iterable[str], *, block: int, path: Path) -> None:
         self._block = block
         with damage_named(path, "the places of the blocks"):
-            self._marker = file[MARKER].id.get_offset()
+            self._marker = marker_places(file)
             self._places = {name: _places(file[name]) for name in columns}
             self._sizes = {name: math.prod(file[name].chunks) * file[name].dtype.itemsize for name in columns}
 
@@ -35,14 +36,26 @@ class BlockWriter:
         for name, values in rows.items():
             self._write_chunks(descriptor, name, values, number)
         os.fsync(descriptor)
-        _write_at(descriptor, count.to_bytes(8, "little"), self._marker)
-        os.fsync(descriptor)
+        write_marker(descriptor, self._marker, count)
 
     def _write_chunks(self, descriptor: int, name: str, values: np.ndarray, number: int) -> None:
         """Write one chunk per chain; what the last rows leave of it is zeros."""
         for rows, place in zip(values, self._places[name][:, number], strict=True):
             content = rows.tobytes().ljust(self._sizes[name], b"\0")
             _write_at(descriptor, content + fletcher32(content).to_bytes(4, "little"), int(place))
+
+
+def marker_places(file: h5py.File) -> tuple[int, int]:
+    """Where the marker and its complement are in the file."""
+    return file[MARKER].id.get_offset(), file[COMPLEMENT].id.get_offset()
+
+
+def write_marker(descriptor: int, places: tuple[int, int], count: int) -> None:
+    """Say that the first `count` draws exist."""
+    marker, complement = places
+    _write_at(descriptor, (~count).to_bytes(8, "little", signed=True), complement)
+    _write_at(descriptor, count.to_bytes(8, "little"), marker)
+    os.fsync(descriptor)
 
 
 def fletcher32(data: bytes) -> int:

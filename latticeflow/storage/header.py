@@ -11,13 +11,18 @@ import latticeflow
 from latticeflow.storage.errors import DataError
 
 FORMAT = "latticeflow-ensemble"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MARKER = "state/n_committed"
+COMPLEMENT = "state/complement"
 
 
 @dataclass(frozen=True)
 class Header:
-    """The root attributes of an ensemble file; the extents count chains, draws per chain and draws per block."""
+    """The root attributes of an ensemble file; the extents count chains, draws per chain and draws per block.
+
+    `first_draw` is where the file's draws begin in their chains; a file that continues another names the config_sha256
+    of the first one in `continues`.
+    """
 
     theory: str
     lattice_shape: tuple[int, ...]
@@ -25,7 +30,13 @@ class Header:
     chains: int
     draws: int
     block: int
+    first_draw: int = 0
+    continues: str = ""
     package_version: str = latticeflow.__version__
+
+    @property
+    def config_sha256(self) -> str:
+        return hashlib.sha256(self.config.encode("utf-8")).hexdigest()
 
     def checked(self) -> "Header":
         """The header with a block no longer than the chain; raises `ValueError` naming an extent below one."""
@@ -45,11 +56,13 @@ def write_header(file: h5py.File, header: Header) -> None:
         theory=_text(header.theory),
         lattice_shape=np.array(header.lattice_shape, dtype=np.int64),
         config=_text(header.config),
-        config_sha256=_text(_sha256(header.config)),
+        config_sha256=_text(header.config_sha256),
         package_version=_text(header.package_version),
         chains=header.chains,
         draws=header.draws,
         block=header.block,
+        first_draw=header.first_draw,
+        continues=_text(header.continues),
     )
 
 
@@ -58,25 +71,34 @@ def read_header(file: h5py.File, *, path: Path) -> Header:
     attrs = {name: _plain(value) for name, value in file.attrs.items()}
     check_equal(path, "format", attrs.get("format"), FORMAT)
     check_equal(path, "format_version", attrs["format_version"], FORMAT_VERSION)
-    check_equal(path, "config_sha256", attrs["config_sha256"], _sha256(attrs["config"]))
-    return Header(
+    header = Header(
         theory=attrs["theory"],
         lattice_shape=tuple(attrs["lattice_shape"]),
         config=attrs["config"],
         chains=attrs["chains"],
         draws=attrs["draws"],
         block=attrs["block"],
+        first_draw=attrs["first_draw"],
+        continues=attrs["continues"],
         package_version=attrs["package_version"],
     ).checked()
+    check_equal(path, "config_sha256", attrs["config_sha256"], header.config_sha256)
+    return header
 
 
 def read_marker(file: h5py.File, header: Header, *, path: Path) -> int:
-    """The number of draws that every chain has; raises `DataError` when it cannot be the end of a block."""
-    count = int(file[MARKER][()])
-    if not 0 <= count <= header.draws or (count % header.block and count != header.draws):
+    """The number of draws that every chain has.
+
+    Where its complement is one block ahead, a process died between writing the two, and that block is on the disk.
+    Raises `DataError` when the two contradict each other otherwise, or the number cannot be the end of a block.
+    """
+    count, other = int(file[MARKER][()]), ~int(file[COMPLEMENT][()])
+    if other != min(count + header.block, header.draws):
+        check_equal(path, f"{MARKER} by its complement", other, count)
+    if not 0 <= other <= header.draws or (other % header.block and other != header.draws):
         expected = f"{header.draws} or a smaller multiple of {header.block}"
-        raise DataError(f"{path}: {MARKER} is {count}, expected {expected}")
-    return count
+        raise DataError(f"{path}: {MARKER} is {other}, expected {expected}")
+    return other
 
 
 def check_equal(path: Path, what: str, found: object, expected: object) -> None:
@@ -100,7 +122,3 @@ def _plain(value: np.generic | np.ndarray | str) -> str | int | list[int]:
     if isinstance(value, bytes):
         return value.decode("utf-8")
     return value if isinstance(value, str) else value.tolist()
-
-
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8")).hexdigest()

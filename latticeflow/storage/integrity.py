@@ -52,18 +52,22 @@ def check_signature(path: Path) -> None:
         raise DataError(f"{path} begins with {found!r}, expected {_SIGNATURE!r}: it is not an HDF5 file")
 
 
-def read_rows(dataset: h5py.Dataset, chains: slice, draws: slice, column: Column, *, path: Path) -> np.ndarray:
-    """Rows of a column; raises `DataError` naming the chains and draws of every chunk that is damaged."""
+def read_rows(
+    dataset: h5py.Dataset, chains: slice, draws: slice, column: Column, *, path: Path, first_draw: int = 0
+) -> np.ndarray:
+    """Rows of a column; raises `DataError` naming the chains and draws of every chunk that is damaged.
+
+    The draws it names count from `first_draw`.
+    """
     rows = column.rows(draws.start, draws.stop)
     try:
-        values = dataset[chains, rows]
+        return dataset[chains, rows]
     except _UNREADABLE as error:
         if _is_refusal(error):
             raise
         chosen = range(*chains.indices(dataset.shape[0]))
-        places = ", ".join(_damaged_chunks(dataset, chosen, rows, column)) or "an unknown place"
-        raise DataError(f"{path}: {column.path} is damaged at {places} ({error})") from error
-    return values if draws.step == 1 else values[:, :: draws.step]
+        damaged = [(chain, draw + first_draw) for chain, draw in _damaged_draws(dataset, chosen, rows, column)]
+        raise DataError(f"{path}: {column.path} is damaged at {places(damaged)} ({error})") from error
 
 
 def verify(file: h5py.File, header: Header, columns: Mapping[str, Column], n_committed: int) -> list[tuple[int, int]]:
@@ -74,6 +78,21 @@ def verify(file: h5py.File, header: Header, columns: Mapping[str, Column], n_com
             stop = min(first + header.block, n_committed)
             damaged += [(chain, first + int(row)) for row in _damaged_rows(datasets, columns, chain, first, stop)]
     return damaged
+
+
+def places(damaged: Sequence[tuple[int, int]]) -> str:
+    """Say where damaged configurations `(chain, draw)` are, in runs: "chain 1 draws 16 to 19, chain 3 draw 5"."""
+    runs: list[list[int]] = []
+    for chain, draw in sorted(damaged):
+        if runs and (runs[-1][0], runs[-1][2] + 1) == (chain, draw):
+            runs[-1][2] = draw
+        else:
+            runs.append([chain, draw, draw])
+    return ", ".join(_run(*run) for run in runs) or "an unknown place"
+
+
+def _run(chain: int, first: int, last: int) -> str:
+    return f"chain {chain} draw {first}" if first == last else f"chain {chain} draws {first} to {last}"
 
 
 def _damaged_rows(
@@ -89,7 +108,7 @@ def _damaged_rows(
     return np.flatnonzero(checksums(fields)[0] != rows[CHECKSUM])
 
 
-def _damaged_chunks(dataset: h5py.Dataset, chains: range, rows: slice, column: Column) -> Iterator[str]:
+def _damaged_draws(dataset: h5py.Dataset, chains: range, rows: slice, column: Column) -> Iterator[tuple[int, int]]:
     length = dataset.chunks[1]
     for chain in chains:
         for first in range(rows.start - rows.start % length, rows.stop, length):
@@ -97,8 +116,8 @@ def _damaged_chunks(dataset: h5py.Dataset, chains: range, rows: slice, column: C
             try:
                 dataset[chain, first:stop]
             except _UNREADABLE:
-                draws = first // column.rows_per_draw, stop // column.rows_per_draw - 1
-                yield f"chain {chain} draws {draws[0]} to {draws[1]}"
+                draws = range(first // column.rows_per_draw, stop // column.rows_per_draw)
+                yield from ((chain, draw) for draw in draws)
 
 
 def _is_refusal(error: Exception) -> bool:

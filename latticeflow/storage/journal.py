@@ -19,7 +19,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from latticeflow.storage.atomic import atomic_write_bytes, fsync_folder, reserve
+from latticeflow.storage.atomic import atomic_write_bytes, disk_full_named, fsync_folder, reserve
 from latticeflow.storage.errors import DataError
 
 LIBVER = ("v110", "v110")  # readable since 2016, and every structure of its files carries a checksum
@@ -165,7 +165,8 @@ def _packed(pages: Pages) -> bytes:
 
 
 def _replay(path: Path, pages: Pages) -> None:
-    with path.open("r+b") as file:
+    needed = _PAGE * len(pages.content)  # by file systems that copy on writing
+    with disk_full_named(path, needed=needed), path.open("r+b") as file:
         for number, page in sorted(pages.content.items()):
             start = number * _PAGE
             file.seek(start)

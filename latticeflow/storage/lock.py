@@ -6,11 +6,35 @@ import fcntl
 import json
 import os
 import platform
+import time
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from latticeflow.storage.atomic import disk_full_named
 from latticeflow.storage.errors import LockedError
+
+_HELD = (errno.EWOULDBLOCK, errno.EACCES)
+_PATIENCE = 3
+_PAUSE = 0.02  # seconds; a look at the holder takes far less
+
+
+def lock_holder(path: str | os.PathLike[str]) -> str | None:
+    """Who holds a lock file, as in "process 12 on host, started ...", or None; to look does not stand in the way."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _HELD:
+            raise
+        return _read_holder(descriptor)
+    else:
+        return None
+    finally:
+        os.close(descriptor)
 
 
 class RunLock:
@@ -32,7 +56,7 @@ class RunLock:
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             self._lock(descriptor)
-            _write_holder(descriptor)
+            self._write_holder(descriptor)
         except BaseException:
             os.close(descriptor)
             raise
@@ -55,19 +79,22 @@ class RunLock:
         self.release()
 
     def _lock(self, descriptor: int) -> None:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise LockedError(f"{self.path}: another run is writing here: {_read_holder(descriptor)}") from None
+        """Try a few times: somebody may be looking (`lock_holder`)."""
+        for attempt in range(_PATIENCE):
+            try:
+                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno not in _HELD:
+                    raise
+            time.sleep(_PAUSE if attempt + 1 < _PATIENCE else 0)
+        raise LockedError(f"{self.path}: another run is writing here: {_read_holder(descriptor)}")
 
-
-def _write_holder(descriptor: int) -> None:
-    started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    holder = {"pid": os.getpid(), "host": platform.node(), "started": started}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(holder).encode("ascii"), 0)
+    def _write_holder(self, descriptor: int) -> None:
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        holder = json.dumps({"pid": os.getpid(), "host": platform.node(), "started": started}).encode("ascii")
+        with disk_full_named(self.path, needed=len(holder)):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, holder, 0)
 
 
 def _read_holder(descriptor: int) -> str:

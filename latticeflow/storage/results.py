@@ -35,7 +35,10 @@ def put_observable(file: h5py.File, header: Header, name: str, values: np.ndarra
     attach_axes(dataset, ("chain", "draw", *_own_axes(name, values.ndim - 2)))
 
 
-def get_observable(file: h5py.File, name: str) -> np.ndarray:
+def get_observable(file: h5py.File, name: str) -> np.ndarray | None:
+    """The measured draws of an observable, None where it is not there."""
+    if name not in file["observables"]:
+        return None
     dataset = file["observables"][name]
     return dataset[:, : int(dataset.attrs["measured"])]
 
@@ -49,6 +52,14 @@ def checked_observable(header: Header, name: str, values: ArrayLike, n_committed
             f"observable {name!r} has shape {values.shape}, expected ({header.chains}, 1 to {n_committed}, ...)"
         )
     return values.astype(stored_dtype(values.dtype))
+
+
+def spread(values: np.ndarray, draws: np.ndarray, total: int) -> np.ndarray:
+    """The values of some draws in their places among `total`, NaN elsewhere."""
+    dtype = np.result_type(values.dtype, np.float32)
+    spread_out = np.full((values.shape[0], total, *values.shape[2:]), np.nan, dtype=dtype)
+    spread_out[:, draws] = values
+    return spread_out
 
 
 def put_analysis(file: h5py.File, name: str, numbers: Mapping[str, Scalar], arrays: Mapping[str, np.ndarray]) -> None:
@@ -111,11 +122,9 @@ def put_proposals(file: h5py.File, name: str, values: np.ndarray) -> None:
     _put_whole(file["proposals"], name, values)
 
 
-def checked_proposals(file: h5py.File, name: str, values: ArrayLike) -> np.ndarray:
-    """The values as they are stored; raises `ValueError` for a name that grows with the chain, or a wrong shape."""
+def checked_proposals(name: str, values: ArrayLike) -> np.ndarray:
+    """The values as they are stored; raises `ValueError` for a wrong shape."""
     checked_name(name)
-    if name in file["proposals"] and "per_draw" in file["proposals"][name].attrs:
-        raise ValueError(f"proposals {name!r} grow with the chain; pass them to append")
     values = np.asarray(values, dtype="<f8")
     if values.ndim not in (1, 2) or not values.size:
         raise ValueError(f"proposals {name!r} have shape {values.shape}, expected (n,) or (chain, n)")

@@ -1,6 +1,5 @@
 """The command line as a stranger uses it: the whole road, its stages, and what it refuses."""
 
-import importlib
 import json
 import signal
 import subprocess
@@ -12,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from latticeflow.cli import main
+from latticeflow.cli import folder, main
 
 CONFIG = """
 [run]
@@ -107,22 +106,21 @@ def test_json_has_full_precision(finished, capsys):
 
 def interrupted_run(config, monkeypatch, *, stage, after, options=()):
     """Run until a stage wants its checkpoint number `after` + 1, interrupt it there, resume."""
-    module = importlib.import_module(f"latticeflow.cli.{stage}")
-    calls, save = [], module.save_checkpoint
+    calls, save = [], folder.save_checkpoint
 
-    def failing(*arguments):
-        calls.append(1)
+    def failing(path, *arguments):
+        calls.extend([1] if path.name == stage else [])
         if len(calls) > after:
             raise KeyboardInterrupt
-        return save(*arguments)
+        return save(path, *arguments)
 
-    monkeypatch.setattr(module, "save_checkpoint", failing)
+    monkeypatch.setattr(folder, "save_checkpoint", failing)
     assert main(["run", str(config), *options]) == 130
-    monkeypatch.setattr(module, "save_checkpoint", save)
+    monkeypatch.setattr(folder, "save_checkpoint", save)
     assert main(["run", str(config), "--resume", *options]) == 0
 
 
-@pytest.mark.parametrize("stage", ["training", "sampling"])
+@pytest.mark.parametrize("stage", ["training", "chain"])
 def test_resume_after_a_lost_end_is_the_same_run(finished, config, stage, monkeypatch):
     """Stop in the middle of a stage by an error, resume, and compare bit for bit with the undisturbed run."""
     interrupted_run(config, monkeypatch, stage=stage, after=1)
@@ -142,7 +140,7 @@ def composite(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("after", [1, 2, 3, 4])
 def test_resume_of_a_composite_is_the_same_run(composite, config, after, monkeypatch):
     """The first two checkpoints are in the thermalisation, where HMC is still being tuned."""
-    interrupted_run(config, monkeypatch, stage="sampling", after=after, options=COMPOSITE)
+    interrupted_run(config, monkeypatch, stage="chain", after=after, options=COMPOSITE)
     with h5py.File(composite / "ensemble.h5") as one, h5py.File(config.with_suffix("") / "ensemble.h5") as other:
         for name in ("fields/links", "history/delta_h", "history/accepted_winding", "checksum/crc32"):
             np.testing.assert_array_equal(one[name][:], other[name][:])

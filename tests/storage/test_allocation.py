@@ -15,7 +15,7 @@ def test_all_space_is_taken_at_creation(path, kit):
     with Ensemble.create(path, **settings) as ensemble:
         size = path.stat().st_size
         assert path.stat().st_blocks * 512 >= 2 * 4000 * (2 * 4 * 4 * 8 + 8 + 1 + 4)
-        needed = allocation.needed_bytes(ensemble.header, ensemble._columns.values())
+        needed = allocation.needed_bytes(ensemble.header, ensemble._parts[0].columns.values())
         assert size <= needed <= 1.2 * size
         kit.fill(ensemble, 200)
     assert path.stat().st_size == size

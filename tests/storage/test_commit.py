@@ -45,8 +45,9 @@ def test_the_marker_comes_last_between_two_syncs(path, kit, recorder):
     with Ensemble.create(path, **kit.settings()) as ensemble:
         recorder.calls.clear()
         ensemble.append(**kit.block(0, 8))
-    *rows, first_sync, marker, second_sync = recorder.calls
+    *rows, first_sync, complement, marker, second_sync = recorder.calls
     assert (first_sync, second_sync) == ("fsync", "fsync")
+    assert complement[1] == (~8).to_bytes(8, "little", signed=True)
     assert marker[1] == (8).to_bytes(8, "little")
     assert len(rows) == 8  # links, action, accepted, crc32 of two chains
     assert "fsync" not in rows

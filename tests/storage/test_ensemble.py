@@ -183,7 +183,7 @@ def test_plain_h5py_reads_the_file(full, kit):
         assert file["fields/links"].compression is None
         assert {name: plain(value) for name, value in file.attrs.items()} == {
             "format": "latticeflow-ensemble",
-            "format_version": 1,
+            "format_version": 2,
             "theory": "u1",
             "lattice_shape": [4, 4],
             "config": kit.settings()["config"],
@@ -192,6 +192,8 @@ def test_plain_h5py_reads_the_file(full, kit):
             "chains": 2,
             "draws": 20,
             "block": 8,
+            "first_draw": 0,
+            "continues": "",
         }
 
 

@@ -49,8 +49,9 @@ def test_a_flip_that_hdf5_cannot_see_is_found_by_the_crc32(full):
     data[place : place + 2] = b"\xff\xff"
     full.write_bytes(data)
     with Ensemble.open(full) as ensemble:
-        assert ensemble.field("links", slice(1, 2))[0, 0, 0, 0, 0] != 0.0
         assert ensemble.verify() == [(0, 1)]
+        with pytest.raises(DataError, match="fields are damaged at chain 0 draw 1 "):
+            ensemble.field("links", slice(1, 2))
 
 
 def test_reading_flipped_data_names_the_draws(full, kit):
@@ -89,7 +90,7 @@ def test_another_hdf5_file_is_bad_data(path):
     ("name", "value", "message"),
     [
         ("format", "something", "format is 'something'"),
-        ("format_version", 2, "format_version is 2, expected 1"),
+        ("format_version", 3, "format_version is 3, expected 2"),
         ("config", "beta = 3", "config_sha256"),
         ("draws", 21, r"shape of .* is \(2, 20.*\), expected \(2, 21"),
         ("block", 0, "block is 0"),
@@ -104,17 +105,34 @@ def test_a_header_that_contradicts_itself_is_bad_data(full, name, value, message
 
 @pytest.mark.parametrize("count", [-1, 7, 24])
 def test_an_impossible_marker_is_bad_data(full, count):
-    with h5py.File(full, "r+") as file:
-        file["state/n_committed"][()] = count
+    set_marker(full, count, ~count)
     with pytest.raises(DataError, match=f"n_committed is {count}, expected 20 or a smaller multiple of 8"):
         Ensemble.open(full)
 
 
-def test_random_flips_are_never_read_as_good_data(full, kit):
-    """Single bits anywhere in the file: every committed row is intact, or `DataError`, or `verify` says.
+@pytest.mark.parametrize(("count", "other"), [(8, 20), (0, 16), (20, 16), (20, 8), (16, 24)])
+def test_a_marker_that_its_complement_contradicts_is_bad_data(full, count, other):
+    set_marker(full, count, ~other)
+    with pytest.raises(DataError, match=f"by its complement is {other}, expected {count}"):
+        Ensemble.open(full)
 
-    The marker alone carries no checksum; a bit of it can hide the last blocks, which then are not read at all.
-    """
+
+@pytest.mark.parametrize(("count", "other"), [(0, 8), (8, 16), (16, 20)])
+def test_a_complement_one_block_ahead_is_a_death_between_the_two(full, kit, count, other):
+    set_marker(full, count, ~other)
+    with Ensemble.open(full) as ensemble:
+        assert ensemble.n_committed == other
+        kit.check(ensemble)
+
+
+def set_marker(path, count, complement):
+    with h5py.File(path, "r+") as file:
+        file["state/n_committed"][()] = count
+        file["state/complement"][()] = complement
+
+
+def test_random_flips_are_never_read_as_good_data(full, kit):
+    """Single bits anywhere in the file: every committed row is intact, or `DataError`, or `verify` says."""
     rng = np.random.default_rng(11)
     outcomes = {"detected": 0, "harmless": 0}
     for place in rng.integers(8 * full.stat().st_size, size=150).tolist():

@@ -104,7 +104,7 @@ def test_a_failing_change_changes_nothing(full, kit):
     before = full.read_bytes()
     with Ensemble.open(full, "a") as ensemble:
         with pytest.raises(ZeroDivisionError):
-            ensemble._handle.edit(fails)
+            ensemble._parts[0].edit(fails)
         kit.check(ensemble)
         change(ensemble)
         kit.check(ensemble)

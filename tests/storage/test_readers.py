@@ -41,7 +41,8 @@ def check_prefix(reader):
     np.testing.assert_array_equal(reader.history("action"), draws)
     for name in reader.observable_names:
         values = reader.observable(name)
-        assert np.unique(values).tolist() == [values.shape[1]]
+        assert len(np.unique(values)) == 1
+        assert values[0, 0] >= values.shape[1]
 
 
 def test_a_reader_looks_again_when_the_file_changed_behind_it(path, kit):

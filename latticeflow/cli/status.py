@@ -1,0 +1,69 @@
+"""Where a run stands, looked up without disturbing it."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from latticeflow.cli.folder import RunFolder, UsageError
+from latticeflow.cli.report import aligned
+from latticeflow.cli.training import TRAINING, needs_training
+from latticeflow.storage import DataError, checkpoint_steps, lock_holder
+
+
+def state_of(folder: RunFolder) -> dict[str, Any]:
+    """Return what is known of a run: its stage, draws, steps of training, CPU seconds, writer, and how to go on."""
+    stored, holder = folder.stored_status, lock_holder(folder.lock_file)
+    found: dict[str, Any] = {
+        "run": str(folder.path),
+        "theory": folder.config.action.kind,
+        "seed": folder.config.run.seed,
+    }
+    found |= {name: stored.get(name) for name in ("stage", "done", "total", "updated")}
+    found |= {"cpu_seconds": folder.cpu_seconds, "writer": holder}
+    if needs_training(folder.config):
+        steps = checkpoint_steps(folder.checkpoints(TRAINING))
+        found["training"] = {"steps": folder.config.training.steps, "checkpoint": steps[-1] if steps else 0}
+    found |= _ensemble(folder)
+    finished = holder is None and stored.get("stage") == "done" and found.get("draws") == found.get("room")
+    return found | {"state": "running" if holder else "finished" if finished else "stopped"}
+
+
+def described(found: dict[str, Any], folder: RunFolder) -> str:
+    """Return the same for people."""
+    states = {"running": found["writer"], "finished": "", "stopped": f"go on with: {folder.go_on}"}
+    rows = [["run", f"{found['run']}: {found['theory']} {list(folder.config.lattice.shape)}, seed {found['seed']}"]]
+    rows.append(["state", ": ".join(filter(None, (found["state"], states[found["state"]])))])
+    if found["stage"] is not None:
+        rows.append(["stage", f"{found['stage']} {found['done']}/{found['total']}, {_ago(found['updated'])}"])
+    if "training" in found:
+        rows.append(
+            ["training", f"checkpoint at step {found['training']['checkpoint']} of {found['training']['steps']}"]
+        )
+    if "damage" in found:
+        rows.append(["ensemble", f"damaged: {found['damage']}"])
+    elif "draws" in found:
+        draws = f"{found['draws']} of {found['room']} draws in {folder.config.chain.replica} chains"
+        rows.append(["ensemble", f"{draws}: {', '.join(found['files'])}"])
+    if found["cpu_seconds"]:
+        spent = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in found["cpu_seconds"].items())
+        rows.append(["CPU seconds", spent])
+    return "\n".join(aligned(rows))
+
+
+def _ensemble(folder: RunFolder) -> dict[str, Any]:
+    try:
+        with folder.ensemble() as ensemble:
+            files = [path.name for path in ensemble.paths]
+            return {"draws": ensemble.n_committed, "room": ensemble.draws, "files": files}
+    except UsageError:
+        return {}
+    except DataError as error:
+        return {"damage": str(error)}
+
+
+def _ago(updated: str | None) -> str:
+    """Return how long ago a time was, "some time ago" where it is not known."""
+    try:
+        seconds = (datetime.now(UTC) - datetime.fromisoformat(updated)).total_seconds()
+    except (TypeError, ValueError):
+        return "some time ago"
+    return f"{seconds:.0f} s ago" if seconds < 120 else f"{seconds / 60:.0f} min ago"

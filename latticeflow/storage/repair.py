@@ -1,0 +1,144 @@
+"""What is left of a damaged ensemble, and how it is cut after its last good block."""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import h5py
+
+from latticeflow.storage import integrity
+from latticeflow.storage.atomic import reserve
+from latticeflow.storage.columns import columns_of
+from latticeflow.storage.commit import marker_places, write_marker
+from latticeflow.storage.errors import DataError
+from latticeflow.storage.header import Header, read_header, read_marker
+from latticeflow.storage.journal import Overlay, Pages, read_journal, recover
+from latticeflow.storage.lock import RunLock
+from latticeflow.storage.part import files_of
+
+_END_OF_FILE = slice(28, 36)  # where version 2 and 3 of HDF5's superblock keep the address of the file's end
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found of an ensemble.
+
+    `claimed` counts the draws per chain that it says it has, those that look sound where that cannot be told; `sound`
+    those before the first block with a damaged one; `damaged` is their `(chain, draw)`; `problems` says what is wrong
+    with the files as such.
+    """
+
+    claimed: int
+    sound: int
+    damaged: list[tuple[int, int]]
+    problems: list[str]
+
+    @property
+    def places(self) -> str:
+        """Where the damaged configurations are, as in "chain 1 draws 16 to 19"."""
+        return integrity.places(self.damaged)
+
+    @property
+    def intact(self) -> bool:
+        return not self.damaged and not self.problems
+
+
+def survey(path: str | os.PathLike[str]) -> Survey:
+    """Check every committed configuration of an ensemble, and of a truncated file what is left.
+
+    Raises `FileNotFoundError`, and `DataError` for a file that cannot be read at all.
+    """
+    found = Survey(0, 0, [], [])
+    for file in files_of(Path(path)):
+        found = _joined(found, *_survey_file(file))
+    return found
+
+
+def repair(path: str | os.PathLike[str]) -> Survey:
+    """Cut an ensemble after its last good block, and return what was found before.
+
+    The draws from the first damaged block on, in all chains and files, no longer exist. Raises what `survey` does,
+    `LockedError` when a run is writing, and `DiskFullError` when bytes that were cut off cannot be given back.
+    """
+    files = list(files_of(Path(path)))
+    with ExitStack() as locks:
+        for file in files:
+            locks.enter_context(RunLock(file.with_name(file.name + ".lock")))
+        for file in files:
+            recover(file)
+        found = survey(path)
+        for file in files if not found.intact else ():
+            _cut(file, found.sound)
+    return found
+
+
+def _survey_file(path: Path) -> tuple[Header, Survey]:
+    """What was found of one file, its draws counted from its own first one."""
+    integrity.check_signature(path)
+    missing, problems = _missing_bytes(path), []
+    with _opened(path) as file, integrity.damage_named(path, "the file"):
+        header = read_header(file, path=path)
+        columns = columns_of(file, header, path=path)
+        if missing:
+            problems.append(f"{path}: truncated, the last {missing} bytes are missing")
+        try:
+            claimed = read_marker(file, header, path=path)
+        except DataError as error:
+            problems.append(str(error))
+            claimed = sound = _sound(integrity.verify(file, header, columns, header.draws), header, header.draws)
+            damaged = []
+        else:
+            damaged = integrity.verify(file, header, columns, claimed)
+            sound = _sound(damaged, header, claimed)
+    return header, Survey(claimed, sound, damaged, problems)
+
+
+def _sound(damaged: list[tuple[int, int]], header: Header, claimed: int) -> int:
+    """The draws before the first block that has a damaged one."""
+    first = min((draw for _, draw in damaged), default=claimed)
+    return claimed if first == claimed else first - first % header.block
+
+
+def _joined(before: Survey, header: Header, found: Survey) -> Survey:
+    """Two surveys as one; a file's draws exist once the files before it are full."""
+    if before.claimed < header.first_draw:
+        return replace(before, problems=before.problems + found.problems)
+    unbroken = before.sound == header.first_draw
+    return Survey(
+        claimed=before.claimed + found.claimed,
+        sound=before.sound + (found.sound if unbroken else 0),
+        damaged=before.damaged + [(chain, draw + header.first_draw) for chain, draw in found.damaged],
+        problems=before.problems + found.problems,
+    )
+
+
+def _cut(path: Path, sound: int) -> None:
+    """Let a file have the draws before `sound`, counted along the chains, and its full length."""
+    reserve(path, size=path.stat().st_size + _missing_bytes(path))
+    with h5py.File(path, "r") as file, integrity.damage_named(path, "the marker"):
+        header, places = read_header(file, path=path), marker_places(file)
+    count = min(max(sound - header.first_draw, 0), header.draws)
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        write_marker(descriptor, places, count)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[h5py.File]:
+    """Open a file as it will be once its journal is copied, zeros in place of bytes that are cut off at its end."""
+    pages = read_journal(path) or Pages(path.stat().st_size + _missing_bytes(path), {})
+    with Overlay(path, pages=pages) as overlay, ExitStack() as stack:
+        with integrity.damage_named(path, "the file"):
+            file = stack.enter_context(h5py.File(overlay, "r"))
+        yield file
+
+
+def _missing_bytes(path: Path) -> int:
+    """How much shorter a file is than HDF5 says."""
+    with path.open("rb") as file:
+        stored = file.read(_END_OF_FILE.stop)[_END_OF_FILE]
+    return max(0, int.from_bytes(stored, "little") - path.stat().st_size)
