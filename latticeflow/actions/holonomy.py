@@ -47,9 +47,15 @@ class HolonomyMarginal(ModifiedAction):
         return math.log(math.prod(self.grid)) - torch.logsumexp(-orbit.flatten(1), dim=1)
 
     def draw(self, field: Tensor, orbit: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw g with probability proportional to `exp(-S(g x))`; return `g x` and its orbit."""
+        """Draw g with probability proportional to `exp(-S(g x))`; return `g x` and its orbit.
+
+        Elements whose action is not finite are not drawn, other than g = 1 where there is no finite one.
+        """
         batch, (g0, g1) = torch.arange(len(field), device=field.device)[:, None, None], self.grid
-        choice = torch.multinomial(torch.softmax(-orbit.flatten(1), dim=1), 1, generator=generator)[:, 0]
+        actions = orbit.flatten(1)
+        log_weight = torch.where(torch.isfinite(actions), -actions, -math.inf)
+        log_weight[:, 0] = torch.where(torch.isfinite(log_weight).any(dim=1), log_weight[:, 0], 0.0)
+        choice = torch.multinomial(torch.softmax(log_weight, dim=1), 1, generator=generator)[:, 0]
         i, j = torch.div(choice, g1, rounding_mode="floor"), choice % g1
         angles = 2 * math.pi * torch.stack([i.to(field) / g0, j.to(field) / g1], dim=-1)
         rows = (torch.arange(g0, device=field.device) + i[:, None]) % g0

@@ -2,6 +2,7 @@
 configuration, 130 interrupted."""
 
 import os
+import re
 import shlex
 import signal
 import sys
@@ -12,6 +13,7 @@ from typing import NoReturn
 from latticeflow.cli.arguments import parser
 
 USAGE, BAD_DATA, IO_ERROR, BAD_CONFIG, INTERRUPTED, FAILED = 2, 65, 74, 78, 130, 1
+OUT_OF_MEMORY = "can't allocate memory|out of memory|not enough memory"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,10 +50,14 @@ def _guarded(options: Namespace) -> int:
         return _fail(error, FAILED)
     except OSError as error:
         return _fail(error, IO_ERROR)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search(OUT_OF_MEMORY, str(error)):
+            raise
+        return _fail(f"not enough memory: {str(error).strip().splitlines()[0]}", FAILED)
     return 0
 
 
-def _fail(error: Exception, code: int) -> int:
+def _fail(error: Exception | str, code: int) -> int:
     print(f"latticeflow: {error}", file=sys.stderr)
     return code
 

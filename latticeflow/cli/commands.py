@@ -142,7 +142,7 @@ def _load(path: Path, overrides: list[str]) -> Config:
     config = load_config(path, overrides)
     problems = []
     try:
-        torch.empty(0, device=config.run.device)
+        float(torch.zeros((), device=config.run.device))  # "meta" makes tensors without numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         problems.append(Problem("run.device", "a device of this machine", f'"{config.run.device}" ({reason})'))
@@ -153,6 +153,9 @@ def _load(path: Path, overrides: list[str]) -> Config:
     reference = config.analysis.reference
     if reference is not None and not Path(reference).exists():
         problems.append(Problem("analysis.reference", "an existing run folder or ensemble", written(reference)))
+    samples = config.training.samples if config.training is not None else None
+    if samples is not None and not Path(samples).is_file():
+        problems.append(Problem("training.samples", "an existing ensemble file", written(samples)))
     if problems:
         raise ConfigError(problems, str(path))
     _use_threads(config)

@@ -10,6 +10,7 @@ from importlib import metadata
 import torch
 
 import latticeflow
+from latticeflow.cli.sampling import start
 from latticeflow.cli.training import needs_training
 from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_kernel, build_sampler, build_trainer
@@ -39,7 +40,7 @@ def describe(config: Config) -> str:
             f"{step:.3g} s each on this machine"
         )
     kernel = build_kernel(config, sampler)
-    state = kernel.start(chain.replica, stream(config.run.seed, "start", device=config.run.device))
+    state = start(config, kernel)
     draw = _seconds(lambda: kernel.step(state, stream(config.run.seed, "trial", device=config.run.device)))
     seconds += draw * (chain.draws + chain.thermalisation_steps)
     lines.append(f"chain           {' + '.join(chain.kernels)}, {draw:.3g} s a draw of all replica")

@@ -21,7 +21,8 @@ from latticeflow.storage import DataError, Ensemble, checkpoint_steps
 from latticeflow.streams import stream
 
 CHAIN = "chain"
-MAX_BAD_FRACTION = 0.01
+MAX_BAD_FRACTION, FEW = 0.01, 1000
+MAX_BAD_WHILE_TUNED, WHILE_TUNED = 0.05, 4
 NUMPY = {torch.bool: np.bool_, torch.float64: np.float64}
 
 Rows = dict[str, dict[str, np.ndarray]]
@@ -67,26 +68,24 @@ def sample(folder: RunFolder) -> None:
 
 
 def run_block(kernel: Kernel, state: ChainState, draws: int, generator: Generator) -> tuple[ChainState, Rows, int]:
-    """Take `draws` steps; return the state, the rows `(chain, draws, ...)` that an ensemble appends, and bad proposals.
-
-    Raises SamplingError when more than 1% of the proposals are bad (StepInfo).
-    """
+    """Take `draws` steps; return the state, the rows `(chain, draws, ...)` to append, and the count of bad proposals."""
     steps: list[tuple[ChainState, StepInfo]] = []
     for _ in range(draws):
         state, info = kernel.step(state, generator)
         steps.append((state, info))
-    bad, total = sum(info.bad for _, info in steps), draws * len(state.field)
-    if bad > MAX_BAD_FRACTION * total:
-        raise SamplingError(
-            f"{bad} of {total} proposals had a non-finite action or log q (limit {MAX_BAD_FRACTION:.0%})"
-        )
     history = {name: _rows([info.history[name] for _, info in steps]) for name in kernel.history}
     rows = {
         "fields": {kernel.action.field_name: _rows([s.field for s, _ in steps])},
         "history": {"action": _rows([s.action for s, _ in steps])} | history,
         "proposals": {name: _rows([info.proposals[name] for _, info in steps]) for name in kernel.proposals},
     }
-    return state, rows, bad
+    return state, rows, sum(info.bad for _, info in steps)
+
+
+def _check_bad(bad: int, total: int, *, limit: float = MAX_BAD_FRACTION, least: int = FEW) -> None:
+    """Raise SamplingError when more than a fraction of the proposals is bad, or of `least` where they are fewer."""
+    if bad > limit * max(total, least):
+        raise SamplingError(f"{bad} of {total} proposals had a non-finite action or log q (limit {limit:.0%})")
 
 
 def _take_up(folder: RunFolder, kernel: Kernel, ensemble: Ensemble) -> Reached:
@@ -108,7 +107,7 @@ def _take_up(folder: RunFolder, kernel: Kernel, ensemble: Ensemble) -> Reached:
             kernel.parameters = checkpoint.state["parameters"]
             reached = {name: checkpoint.state[name] for name in ("thermalised", "draws", "bad")}
             return Reached(ChainState(**checkpoint.state["state"]), **reached)
-    reached = Reached(_start(folder.config, kernel))
+    reached = Reached(start(folder.config, kernel))
     _save(folder, kernel, reached)
     return reached
 
@@ -116,6 +115,7 @@ def _take_up(folder: RunFolder, kernel: Kernel, ensemble: Ensemble) -> Reached:
 def _thermalise(folder: RunFolder, kernel: Kernel, reached: Reached, stop: Stop) -> Reached:
     """Take the steps of the thermalisation that are left, the kernel learning from them."""
     config, steps, state = folder.config, folder.config.chain.thermalisation_steps, reached.state
+    bad = taken = 0
     if reached.thermalised == steps:
         return reached
     with ticker("thermalising", steps, done=reached.thermalised) as counter:
@@ -125,6 +125,9 @@ def _thermalise(folder: RunFolder, kernel: Kernel, reached: Reached, stop: Stop)
             for _ in range(size):
                 state, info = kernel.step(state, generator)
                 kernel.tune(info)
+                bad, taken = bad + info.bad, taken + _proposals(folder)
+                least = round(WHILE_TUNED * _proposals(folder) / MAX_BAD_WHILE_TUNED)  # a step that is far too large
+                _check_bad(bad, taken, limit=MAX_BAD_WHILE_TUNED, least=least)
             reached = Reached(state, reached.thermalised + size)
             _save(folder, kernel, reached)
             folder.status("thermalising", reached.thermalised, steps)
@@ -140,6 +143,8 @@ def _draw(folder: RunFolder, kernel: Kernel, ensemble: Ensemble, reached: Reache
             first = reached.draws
             size = ensemble.block_at(first)
             state, rows, bad = run_block(kernel, reached.state, size, _stream(folder.config, "chain", first))
+            _check_bad(bad, size * _proposals(folder))
+            _check_bad(reached.bad + bad, (first + size) * _proposals(folder))
             if first < ensemble.n_committed:
                 _check_again(folder, ensemble, rows, first)
             else:
@@ -152,13 +157,19 @@ def _draw(folder: RunFolder, kernel: Kernel, ensemble: Ensemble, reached: Reache
     return reached
 
 
-def _start(config: Config, kernel: Kernel) -> ChainState:
+def start(config: Config, kernel: Kernel) -> ChainState:
+    """Return the states that the chains start from; raises SamplingError where there are none."""
     generator = _stream(config, "start")
     try:
         state = kernel.start(config.chain.replica, generator)
     except ValueError as error:
         raise SamplingError(str(error)) from error
     return state_at(kernel.action, torch.zeros_like(state.field), generator) if config.chain.start == "cold" else state
+
+
+def _proposals(folder: RunFolder) -> int:
+    """Return how many proposals the chains see in a step."""
+    return folder.config.chain.replica * len(folder.config.chain.kernels)
 
 
 def _save(folder: RunFolder, kernel: Kernel, reached: Reached) -> None:

@@ -32,8 +32,8 @@ def described(found: dict[str, Any], folder: RunFolder) -> str:
     states = {"running": found["writer"], "finished": "", "stopped": f"go on with: {folder.go_on}"}
     rows = [["run", f"{found['run']}: {found['theory']} {list(folder.config.lattice.shape)}, seed {found['seed']}"]]
     rows.append(["state", ": ".join(filter(None, (found["state"], states[found["state"]])))])
-    if found["stage"] is not None:
-        rows.append(["stage", f"{found['stage']} {found['done']}/{found['total']}, {_ago(found['updated'])}"])
+    if found["stage"] not in (None, "done"):
+        rows.append(["stage", f"{found['stage']} {found['done']} of {found['total']}, {_ago(found['updated'])}"])
     if "training" in found:
         rows.append(
             ["training", f"checkpoint at step {found['training']['checkpoint']} of {found['training']['steps']}"]

@@ -35,8 +35,8 @@ def verify(run: Path) -> str:
         again = check_sample(ensemble, stored_config(ensemble))
         lines = [
             *(f"{file}" for file in ensemble.paths),
-            f"{ensemble.theory} {list(ensemble.lattice_shape)}, {ensemble.chains} chains of {ensemble.n_committed} of "
-            f"{ensemble.draws} draws: every block and every configuration has its checksum",
+            f"{ensemble.theory} {list(ensemble.lattice_shape)}, {ensemble.chains} chains, {ensemble.n_committed} of "
+            f"{ensemble.draws} draws; all blocks and configurations have their checksums",
             *(
                 [f"computed again from {min(SAMPLE, _configurations(ensemble))} configurations: {again}"]
                 if again

@@ -75,7 +75,11 @@ def stored_weights(ensemble: Ensemble, name: str) -> WeightReport | None:
 def weigh_forward(
     proposed: NDArray[np.float64], visited: NDArray[np.float64], *, source: str, s: float
 ) -> ForwardReport:
-    """Return the report on log weights of the proposals, any shape, and of target samples `(chain, draw)`."""
+    """Return the report on log weights of the proposals, any shape, and of target samples `(chain, draw)`.
+
+    Draws at which some density could not be computed are left out.
+    """
+    visited = visited[:, np.isfinite(visited).all(axis=0)]
     value, error = bennett(proposed.ravel(), visited, correlated=True)
     scaled = [np.exp(visited - visited.max()), np.exp(visited.min() - visited)]
     product = gamma_derived(lambda means: means[0] * means[1], scaled, s=s)

@@ -11,6 +11,7 @@ from latticeflow.config.problems import Problem, written
 from latticeflow.flows.masks import check_tiles
 
 GAUGE_THEORIES = ("u1", "schwinger")
+MOST_STEPS = 10**6
 PRIORS = {"haar": GAUGE_THEORIES, "quenched": GAUGE_THEORIES, "normal": ("scalar",)}
 
 Values = Mapping[str, Any]
@@ -120,6 +121,24 @@ def moving_kernels(values: Values) -> list[Problem]:
     return problems
 
 
+def hmc_steps(values: Values) -> list[Problem]:
+    """A trajectory of HMC has a number of steps that can be taken."""
+    return _countable_steps(values, "chain.hmc")
+
+
+def flow_hmc_steps(values: Values) -> list[Problem]:
+    """The same for HMC in the latent space."""
+    return _countable_steps(values, "chain.flow_hmc")
+
+
+def _countable_steps(values: Values, section: str) -> list[Problem]:
+    step, length = values[f"{section}.step_size"], values[f"{section}.trajectory_length"]
+    if step * MOST_STEPS >= length:
+        return []
+    expected = f"at least {length / MOST_STEPS:g}, {MOST_STEPS} steps for {section}.trajectory_length = {length:g}"
+    return [Problem(f"{section}.step_size", expected, written(step))]
+
+
 def something_to_train(values: Values) -> list[Problem]:
     """The identity has no parameters."""
     steps = values["training.steps"]
@@ -180,6 +199,8 @@ CHECKS = (
     dilation_count,
     distinct_kernels,
     moving_kernels,
+    hmc_steps,
+    flow_hmc_steps,
     something_to_train,
     training_samples,
     training_signal_clip,

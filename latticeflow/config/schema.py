@@ -63,7 +63,9 @@ class RunSettings(Settings):
 
     seed: Natural = Field(0, description="seed from which all random streams derive")
     device: str = Field("cpu", min_length=1, description='torch device, for instance "cpu" or "cuda:0"')
-    threads: Count | None = Field(None, description="CPU threads of torch (absent: torch's default)")
+    threads: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description="CPU threads of torch (absent: torch's default)"
+    )
 
 
 class LatticeSettings(Settings):
@@ -170,7 +172,7 @@ class TrainingSettings(Settings):
     steps: Natural = Field(1000, description="optimiser steps")
     batch: Several = Field(128, description="configurations per batch")
     accumulate: Count = Field(1, description="batches whose gradients are averaged for one step")
-    learning_rate: Positive = Field(1e-3, description="largest learning rate of Adam")
+    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(1e-3, description="largest learning rate of Adam")
     betas: Annotated[tuple[Decay, Decay], Strict(False)] = Field(
         (0.9, 0.99), description="Adam's decay rates of the first and second moment"
     )
@@ -214,15 +216,17 @@ class ChainSettings(Settings):
         description="kernels applied in turn for every draw: Metropolis with the sampler's proposals, HMC, HMC in the "
         "flow's latent space, steps of one unit of topological charge",
     )
-    replica: Count = Field(64, description="independent chains")
+    replica: Annotated[int, Field(ge=1, le=10**7)] = Field(64, description="independent chains")
     draws: Annotated[int, Field(ge=SHORTEST_CHAIN, le=LARGEST_INTEGER)] = Field(
-        256, description="configurations per replica"
+        256, description="configurations per replica; a larger number with --resume extends the ensemble"
     )
     block: Count = Field(32, description="draws committed to the file at a time")
     start: Literal["draws", "cold"] = Field(
         "draws", description="start from draws of the sampler, chosen by their weights, or from zero fields"
     )
-    candidates: Count = Field(1024, description="proposals from which the starting states are resampled")
+    candidates: Annotated[int, Field(ge=1, le=10**7)] = Field(
+        1024, description="proposals from which the starting states are resampled"
+    )
     thermalisation: Natural | None = Field(
         None,
         description="steps left out at the start, in which HMC is tuned "

@@ -51,18 +51,23 @@ class IndependenceMetropolis(Kernel):
     def step(self, state: ChainState, generator: Generator) -> tuple[ChainState, StepInfo]:
         """Propose to every replica, accept or reject, draw the orbit's element."""
         log_q, log_weight = self._weigh(state)
+        unknown = int((~torch.isfinite(log_q)).sum())
         new = self._propose(len(state.field), generator)
         accepted = metropolis(new[3] - log_weight, generator)
         old = (state.field, state.orbit, log_q, log_weight)
         after = self._draw(*(choose(accepted, *pair) for pair in zip(new, old, strict=True)), generator)
         history = {"accepted": accepted, "log_q": after.log_q, "log_weight": after.log_weight}
-        return after, StepInfo(history, {"log_weight": new[3]}, int(torch.isneginf(new[3]).sum()))
+        return after, StepInfo(history, {"log_weight": new[3]}, unknown + int(torch.isneginf(new[3]).sum()))
 
     def _weigh(self, state: ChainState) -> tuple[Tensor, Tensor]:
-        """Return `log q` and the log weight of the state, evaluated where another kernel moved it."""
+        """Return `log q` and the log weight of the state, evaluated where another kernel moved it.
+
+        A state whose density is not finite has density 0: it is not left by proposals.
+        """
         if state.log_q is not None and state.log_weight is not None:
             return state.log_q, state.log_weight
         log_q = self.sampler.log_prob(state.field)
+        log_q = torch.where(torch.isfinite(log_q), log_q, -math.inf)
         return log_q, -self.action.marginal(state.orbit) - log_q
 
     def _propose(self, n: int, generator: Generator) -> tuple[Tensor, Tensor, Tensor, Tensor]:

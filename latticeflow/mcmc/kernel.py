@@ -96,14 +96,18 @@ def spread_start(action: Action, draws: Draws, replica: int, generator: Generato
     """Return states at different draws, chosen out of eight times as many with probability proportional to weight.
 
     No draw is chosen twice, so that the replica start apart, and none that the target hardly has: such a one can be a
-    place that trajectories do not leave.
+    place that trajectories do not leave. Raises ValueError where too few of them have a finite weight.
     """
     sizes = [min(CHUNK, CANDIDATES * replica - done) for done in range(0, CANDIDATES * replica, CHUNK)]
     chunks = [draws.sample(size, generator).double() for size in sizes]
     log_weight = torch.cat([-action(chunk) - draws.log_prob(chunk) for chunk in chunks])
     fields = torch.cat(chunks)
     uniform = torch.rand(len(fields), generator=generator, dtype=torch.float64, device=fields.device)
-    score = torch.nan_to_num(log_weight, nan=-math.inf, posinf=-math.inf) - torch.log(-torch.log(uniform))
+    log_weight = torch.nan_to_num(log_weight, nan=-math.inf, posinf=-math.inf)
+    finite = int(torch.isfinite(log_weight).sum())
+    if finite < replica:
+        raise ValueError(f"{finite} of {len(log_weight)} draws to start from have a finite weight, {replica} must")
+    score = log_weight - torch.log(-torch.log(uniform))
     return state_at(action, fields[torch.topk(score, replica).indices], generator)
 
 

@@ -1,5 +1,6 @@
 """The training-free baseline: independent quenched draws, reweighted to the target. What a flow has to beat."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -29,13 +30,13 @@ class Baseline:
 
 @torch.no_grad()
 def quenched_baseline(prior: QuenchedU1, action: Action, *, samples: int, generator: Generator) -> Baseline:
-    """Draw and weigh `samples` quenched configurations."""
+    """Draw and weigh `samples` quenched configurations; one whose action is not finite has weight 0."""
     marginal, plain, charge = [], [], []
     for start in range(0, samples, CHUNK):
         links = prior.sample(min(CHUNK, samples - start), generator)
         orbit, log_q = action.orbit(links), prior.log_prob(links)
-        marginal.append(-action.marginal(orbit) - log_q)
-        plain.append(-orbit.flatten(1)[:, 0] - log_q)
+        marginal.append(_zero_unless_finite(-action.marginal(orbit) - log_q))
+        plain.append(_zero_unless_finite(-orbit.flatten(1)[:, 0] - log_q))
         charge.append(topological_charge(links))
     return Baseline(torch.cat(marginal), torch.cat(plain), torch.cat(charge))
 
@@ -56,7 +57,7 @@ def tune_quenched(
         links = prior.sample(min(CHUNK, pilot - start), generator)
         cosines.append(torch.cos(plaquette(links)).flatten(1).sum(1))
         charges.append(smooth_charge(links))
-        log_weight.append(-action(links) - prior.log_prob(links))
+        log_weight.append(_zero_unless_finite(-action(links) - prior.log_prob(links)))
     weights = torch.softmax(torch.cat(log_weight), dim=0).numpy()
     mean_cosine, charge2 = float(weights @ torch.cat(cosines).numpy()), torch.cat(charges).numpy() ** 2
 
@@ -67,6 +68,10 @@ def tune_quenched(
 
     bounds = [(0.25 * beta, 4 * beta + 1), (0.0, 1.0), (0.0, 30.0), (0.0, 30.0)]
     return _quenched(minimize(divergence, [beta, 0.2, 3.0, 0.5], method="Nelder-Mead", bounds=bounds).x, shape)
+
+
+def _zero_unless_finite(log_weight: Tensor) -> Tensor:
+    return torch.where(torch.isfinite(log_weight), log_weight, -math.inf)
 
 
 def _quenched(point: np.ndarray, shape: Sequence[int]) -> QuenchedU1:

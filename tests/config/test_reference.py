@@ -41,7 +41,7 @@ def test_types_and_defaults_are_in_words():
     assert "| `shape` | list of 1 to 4 integers from 1 to 4096 | required |" in text
     assert "| `kappa` | number >= 0 and < 0.5 | required |" in text
     assert "| `kernel` | odd integer >= 1 | `3` |" in text
-    assert "| `threads` | integer >= 1 | absent |" in text
+    assert "| `threads` | integer from 1 to 4096 | absent |" in text
     assert "| `betas` | two numbers >= 0 and < 1 | `[0.9, 0.99]` |" in text
     assert '| `decay` | "cosine" or "none" | `"cosine"` |' in text
     assert text.isascii()
