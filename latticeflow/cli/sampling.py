@@ -68,7 +68,7 @@ def sample(folder: RunFolder) -> None:
 
 
 def run_block(kernel: Kernel, state: ChainState, draws: int, generator: Generator) -> tuple[ChainState, Rows, int]:
-    """Take `draws` steps; return the state, the rows `(chain, draws, ...)` to append, and the count of bad proposals."""
+    """Take `draws` steps; return the state, the rows `(chain, draws, ...)` to append, and the number of bad ones."""
     steps: list[tuple[ChainState, StepInfo]] = []
     for _ in range(draws):
         state, info = kernel.step(state, generator)

@@ -13,7 +13,7 @@ The leading axes are always `(chain, draw, ...)`, as in ArviZ and xarray; every 
     /training/<name>       (step,)                       step, loss, ess, seconds
 
 The root has the attributes format ("latticeflow-ensemble"), format_version (2), theory, lattice_shape, config (TOML),
-config_sha256, package_version, chains, draws, block and first_draw.
+config_sha256, package_version, chains, draws, block, first_draw and continues (new in version 2, as is complement).
 
 Rows at or beyond n_committed do not exist, whatever is there (NaN at first, where the type has it). All rows are
 allocated at creation in chunks of one chain and one block, with fletcher32 and without compression; a block is on the

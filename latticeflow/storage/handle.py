@@ -2,16 +2,22 @@
 
 import io
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 
-from latticeflow.storage.errors import LockedError
+from latticeflow.storage.errors import DataError, LockedError
 from latticeflow.storage.integrity import check_signature, damage_named
 from latticeflow.storage.journal import Overlay, edited, journal_of, read_journal, recover
 from latticeflow.storage.lock import RunLock
+
+Result = TypeVar("Result")
+LOOKS = 4
+PAUSE = 0.05  # seconds; a change takes a few milliseconds
 
 
 class Handle:
@@ -60,12 +66,30 @@ class Handle:
 
     def look_again(self) -> None:
         """Forget what was read of the file, which may have changed since."""
-        self._reading.close()
-        self._seen = self._stamp()
-        with damage_named(self.path, "the file"):
-            pages = read_journal(self.path)
-            source = self.path if pages is None else self._reading.enter_context(Overlay(self.path, pages=pages))
-            self._file = self._reading.enter_context(h5py.File(source, "r"))
+        for look in range(LOOKS):
+            self._reading.close()
+            self._seen = self._stamp()
+            try:
+                return self._open_to_read()
+            except DataError:
+                if look + 1 == LOOKS or not self.outdated:
+                    raise
+                time.sleep(PAUSE)
+
+    def read(self, what: str, function: Callable[[h5py.File], Result]) -> Result:
+        """Read what may change, and look again when a run may have been changing it meanwhile; raises `DataError`."""
+        for _ in range(LOOKS - 1):
+            file = self.file  # closed is not damaged
+            try:
+                with damage_named(self.path, what):
+                    found = function(file)
+                if not self.outdated:
+                    return found
+            except DataError:
+                time.sleep(PAUSE)
+            self.look_again()
+        with damage_named(self.path, what):
+            return function(self.file)
 
     def edit(self, change: Callable[..., None], *arguments: object) -> None:
         """Run `change(file, *arguments)` whole or not at all.
@@ -88,6 +112,12 @@ class Handle:
         self._reading.close()
         self._file = None
         self._stop_writing()
+
+    def _open_to_read(self) -> None:
+        with damage_named(self.path, "the file"):
+            pages = read_journal(self.path)
+            source = self.path if pages is None else self._reading.enter_context(Overlay(self.path, pages=pages))
+            self._file = self._reading.enter_context(h5py.File(source, "r"))
 
     def _open_to_append(self) -> None:
         self._writing.enter_context(RunLock(self.path.with_name(self.path.name + ".lock")))

@@ -1,10 +1,9 @@
 """One file of an ensemble, open: the draws that it has, and how they are read, written and judged."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Self
 
 import h5py
 import numpy as np
@@ -14,12 +13,8 @@ from latticeflow.storage.atomic import disk_full_named
 from latticeflow.storage.columns import CHECKSUM, columns_of
 from latticeflow.storage.commit import BlockWriter, marker_places, write_marker
 from latticeflow.storage.errors import DataError
-from latticeflow.storage.handle import Handle
+from latticeflow.storage.handle import Handle, Result
 from latticeflow.storage.header import MARKER, check_equal, read_header, read_marker
-
-Result = TypeVar("Result")
-_LOOKS = 4
-_PAUSE = 0.05  # seconds; a change takes a few milliseconds
 
 
 class Part:
@@ -32,10 +27,7 @@ class Part:
         self.path = path
         self._handle = Handle(path, mode)
         try:
-            with integrity.damage_named(path, "the file"):
-                self.header = read_header(self._handle.file, path=path)
-                self.columns = columns_of(self._handle.file, self.header, path=path)
-            self.n_committed = self.result("the marker", lambda file: read_marker(file, self.header, path=path))
+            self._handle.read("the file", self._look)
             if mode == "a":
                 self._complete_marker()
         except BaseException:
@@ -108,19 +100,13 @@ class Part:
         self._handle.edit(change, *arguments)
 
     def result(self, what: str, read: Callable[[h5py.File], Result]) -> Result:
-        """Read what is not part of the chain, and look again when a run may have been changing it meanwhile."""
-        for _ in range(_LOOKS - 1):
-            file = self._handle.file
-            try:
-                with integrity.damage_named(self.path, what):
-                    found = read(file)
-                if not self._handle.outdated:
-                    return found
-            except DataError:
-                time.sleep(_PAUSE)
-            self._handle.look_again()
-        with integrity.damage_named(self.path, what):
-            return read(self._handle.file)
+        """Read what is not part of the chain (`Handle.read`)."""
+        return self._handle.read(what, read)
+
+    def _look(self, file: h5py.File) -> None:
+        self.header = read_header(file, path=self.path)
+        self.columns = columns_of(file, self.header, path=self.path)
+        self.n_committed = read_marker(file, self.header, path=self.path)
 
     def _complete_marker(self) -> None:
         """Write the marker that a process died before."""

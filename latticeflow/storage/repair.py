@@ -1,6 +1,7 @@
 """What is left of a damaged ensemble, and how it is cut after its last good block."""
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from latticeflow.storage.atomic import reserve
 from latticeflow.storage.columns import columns_of
 from latticeflow.storage.commit import marker_places, write_marker
 from latticeflow.storage.errors import DataError
+from latticeflow.storage.handle import LOOKS, PAUSE
 from latticeflow.storage.header import Header, read_header, read_marker
 from latticeflow.storage.journal import Overlay, Pages, read_journal, recover
 from latticeflow.storage.lock import RunLock
@@ -48,11 +50,19 @@ class Survey:
 def survey(path: str | os.PathLike[str]) -> Survey:
     """Check every committed configuration of an ensemble, and of a truncated file what is left.
 
-    Raises `FileNotFoundError`, and `DataError` for a file that cannot be read at all.
+    A file that a run changes meanwhile is looked at again before it is said to be damaged. Raises `FileNotFoundError`,
+    and `DataError` for a file that cannot be read at all.
     """
-    found = Survey(0, 0, [], [])
-    for file in files_of(Path(path)):
-        found = _joined(found, *_survey_file(file))
+    for look in range(LOOKS):
+        before, last = _stamps(Path(path)), look + 1 == LOOKS
+        try:
+            found = _survey(Path(path))
+            if found.intact or last or before == _stamps(Path(path)):
+                break
+        except DataError:
+            if last or before == _stamps(Path(path)):
+                raise
+        time.sleep(PAUSE)
     return found
 
 
@@ -71,6 +81,17 @@ def repair(path: str | os.PathLike[str]) -> Survey:
         found = survey(path)
         for file in files if not found.intact else ():
             _cut(file, found.sound)
+    return found
+
+
+def _stamps(path: Path) -> list[int]:
+    return [file.stat().st_mtime_ns for file in files_of(path)]
+
+
+def _survey(path: Path) -> Survey:
+    found = Survey(0, 0, [], [])
+    for file in files_of(path):
+        found = _joined(found, *_survey_file(file))
     return found
 
 
