@@ -19,12 +19,12 @@ from latticeflow.cli.results import Report
 from latticeflow.cli.sampling import sample as sample_chains
 from latticeflow.cli.status import described, state_of
 from latticeflow.cli.training import train as train_sampler
-from latticeflow.cli.verifying import cut, verify
+from latticeflow.cli.verifying import cut, open_checked, verify
 from latticeflow.config import Config, ConfigError, load_config
 from latticeflow.config.building import build_bare_action
 from latticeflow.config.problems import Problem, written
 from latticeflow.observables import observables
-from latticeflow.storage import Ensemble, default_export_path, export
+from latticeflow.storage import default_export_path, export
 
 
 def run(options: Namespace) -> None:
@@ -98,7 +98,8 @@ def compare(options: Namespace) -> None:
 
 def export_ensemble(options: Namespace) -> None:
     path = ensemble_path(options.run)
-    with Ensemble.open(path) as ensemble:
+    ensemble, _ = open_checked(path)
+    with ensemble:
         try:
             print(
                 export(

@@ -14,10 +14,9 @@ from latticeflow.cli.exact import exact_values
 from latticeflow.cli.folder import UsageError, ensemble_path
 from latticeflow.cli.report import aligned, value_error
 from latticeflow.cli.results import Results
+from latticeflow.cli.verifying import open_checked
 from latticeflow.config import Config
-from latticeflow.config.loading import parse_config
 from latticeflow.stats import GammaResult, equal_means
-from latticeflow.storage import Ensemble
 
 MOST_PANELS, LONGEST_LABEL = 11, 18
 TRAINING, CHAIN = ("training",), ("thermalising", "sampling")
@@ -104,8 +103,8 @@ def draw_comparison(entries: Sequence[Entry], path: Path) -> None:
 
 
 def _read(path: Path, *, label: str) -> Entry:
-    with Ensemble.open(path) as ensemble:
-        config = parse_config(ensemble.config, source=str(path))
+    ensemble, config = open_checked(path)
+    with ensemble:
         series, cost = measured(config, ensemble), ensemble.analysis().get("cost", {})
         actions = ensemble.history("action")
     found = [analyse_observable(name, values, s=config.analysis.s) for name, values in series.items()]

@@ -9,10 +9,9 @@ from latticeflow.cli.folder import RunFolder, UsageError, ensemble_path
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import finishing
 from latticeflow.cli.training import trained_sampler
-from latticeflow.cli.verifying import check_sample
+from latticeflow.cli.verifying import check_sample, open_checked
 from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_bare_action
-from latticeflow.config.loading import parse_config
 from latticeflow.observables import measure, observables
 from latticeflow.storage import DataError, Ensemble
 from latticeflow.u1 import topological_charge
@@ -77,8 +76,8 @@ def open_reference(config: Config) -> Ensemble:
     Raises UsageError where there is none, DataError where it is of another theory or has no draws.
     """
     path = ensemble_path(Path(config.analysis.reference))
-    reference = Ensemble.open(path)
-    different = config.theory_differences(parse_config(reference.config, source=str(path)))
+    reference, made_by = open_checked(path)
+    different = config.theory_differences(made_by)
     if different or reference.n_committed == 0:
         reason = f"differs in {', '.join(different)}" if different else "has no draws"
         reference.close()

@@ -50,7 +50,7 @@ def sample(folder: RunFolder) -> None:
     config = folder.config
     kernel = build_kernel(config, trained_sampler(folder))
     if not folder.ensemble_file.exists():
-        _create_ensemble(folder, kernel)
+        create_ensemble(folder, kernel)
     with folder.ensemble("a") as ensemble:
         if folder.draws > ensemble.draws:
             ensemble.extend(folder.draws - ensemble.draws, config=config.to_toml())
@@ -191,7 +191,8 @@ def _rows(tensors: list[Tensor]) -> np.ndarray:
     return torch.stack(tensors, dim=1).cpu().numpy()
 
 
-def _create_ensemble(folder: RunFolder, kernel: Kernel) -> None:
+def create_ensemble(folder: RunFolder, kernel: Kernel) -> None:
+    """Allocate the run's ensemble with the columns that the kernel fills."""
     config, action = folder.config, kernel.action
     Ensemble.create(
         folder.ensemble_file,

@@ -66,6 +66,21 @@ def cut(run: Path) -> str:
     return "\n".join(lines)
 
 
+def open_checked(path: Path) -> tuple[Ensemble, Config]:
+    """Open an ensemble to read, once a sample of it is computed again, and return it with its configuration.
+
+    Raises what `Ensemble.open` and `check_sample` do.
+    """
+    ensemble = Ensemble.open(path)
+    try:
+        config = stored_config(ensemble)
+        check_sample(ensemble, config)
+    except BaseException:
+        ensemble.close()
+        raise
+    return ensemble, config
+
+
 def check_all(ensemble: Ensemble, config: Config) -> None:
     """Raise DataError naming the damaged configurations, or a number that is not that of its configuration."""
     found = ensemble.verify() if not ensemble.skipped else []

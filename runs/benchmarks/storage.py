@@ -24,11 +24,11 @@ import numpy as np
 import torch
 
 from latticeflow.cli.folder import RunFolder
-from latticeflow.cli.sampling import run_block
-from latticeflow.config import Config, load_config
+from latticeflow.cli.sampling import create_ensemble, run_block
+from latticeflow.config import load_config
 from latticeflow.config.building import build_kernel, build_sampler
 from latticeflow.mcmc import Kernel
-from latticeflow.storage import Ensemble, provenance, save_checkpoint
+from latticeflow.storage import Ensemble, provenance
 from latticeflow.streams import stream
 
 RESULTS = Path(__file__).parent / "results"
@@ -70,23 +70,6 @@ def timed_fsync(clock: Clock, name: str) -> Iterator[None]:
         clock.times[name].append((float(wall), float(cpu)))
 
 
-def new_ensemble(path: Path, config: Config, kernel: Kernel) -> Ensemble:
-    """Allocate the file of a run."""
-    action, kinds = kernel.action, {torch.bool: np.bool_, torch.float64: np.float64}
-    return Ensemble.create(
-        path,
-        theory=action.theory,
-        lattice_shape=config.lattice.shape,
-        config=config.to_toml(),
-        fields={action.field_name: (action.field_shape(config.lattice.shape), np.float64)},
-        history={"action": np.float64} | {name: kinds[dtype] for name, dtype in kernel.history.items()},
-        proposals=dict.fromkeys(kernel.proposals, 1),
-        chains=config.chain.replica,
-        draws=config.chain.draws,
-        block=config.chain.block,
-    )
-
-
 def against_hmc(folder: Path, blocks: int, threads: int) -> dict[str, object]:
     """Return seconds to compute a block, of each part of storing it, and of making the file."""
     config = load_config(CONFIG, ['chain.kernels=["hmc"]', f"run.threads={threads}"])
@@ -96,10 +79,11 @@ def against_hmc(folder: Path, blocks: int, threads: int) -> dict[str, object]:
     for _ in range(TUNING):
         state, info = kernel.step(state, generator)
         kernel.tune(info)
-    with clock.measure("creation", lambda: new_ensemble(run.ensemble_file, config, kernel)) as ensemble:
+    clock.measure("creation", lambda: create_ensemble(run, kernel))
+    with run.ensemble("a") as ensemble:
         for _ in range(min(blocks, ensemble.draws // ensemble.block)):
             work = functools.partial(run_block, kernel, state, ensemble.block, generator)
-            state, rows = clock.measure("HMC", work)
+            state, rows, _ = clock.measure("HMC", work)
             store(clock, run, kernel, ensemble, rows, vars(state))
         links = ensemble.chains * ensemble.draws * int(np.prod(ensemble.field("links").shape[2:])) * 8
         report = {name: clock.medians(name) for name in ("creation", "HMC", *PARTS)}
@@ -114,8 +98,8 @@ def store(clock: Clock, run: RunFolder, kernel: Kernel, ensemble: Ensemble, rows
         done = clock.measure("rows", lambda: ensemble.append(**rows))
     both, synced = clock.times["rows"].pop(), clock.times["fsyncs of the rows"][-1]
     clock.times["rows"].append((both[0] - synced[0], both[1] - synced[1]))
-    contents = {"state": state, "parameters": kernel.parameters, "thermalised": TUNING}
-    clock.measure("checkpoint", lambda: save_checkpoint(run.checkpoints("chain"), contents, done))
+    contents = {"state": state, "parameters": kernel.parameters, "thermalised": TUNING, "draws": done, "bad": 0}
+    clock.measure("checkpoint", lambda: run.save_checkpoint("chain", contents, TUNING + done))
     clock.measure("status", lambda: run.status("sampling", done, ensemble.draws))
     clock.measure("acceptance so far", lambda: ensemble.history("accepted").mean())
 
