@@ -22,11 +22,14 @@ from latticeflow.storage import (
     Ensemble,
     RunLock,
     atomic_write_text,
+    checkpoint_steps,
     load_checkpoint,
     provenance,
     save_checkpoint,
 )
 
+TRAINING, CHAIN = "training", "chain"
+"""The stages that have checkpoints."""
 RUN_CONTROL = ("run.threads", "run.device", "chain.draws", "analysis")
 """Keys and sections that may change between a run and its continuation; the number of draws may only grow."""
 AT_BIRTH = ("run.lock", "provenance.json", "provenance.json.partial", "config.toml.partial")
@@ -77,7 +80,8 @@ class RunFolder:
         """
         described, earlier = provenance(), _json(self.provenance_file) if self.config_file.exists() else {}
         if earlier:
-            described = earlier | {"resumed": [*earlier.get("resumed", []), described]}
+            resumed = earlier.get("resumed")
+            described = earlier | {"resumed": [*(resumed if isinstance(resumed, list) else []), described]}
         atomic_write_text(self.provenance_file, json.dumps(described, indent=2) + "\n")
         atomic_write_text(self.config_file, self.config.to_toml())
 
@@ -106,7 +110,7 @@ class RunFolder:
         return self.path / "run.lock"
 
     def checkpoints(self, stage: str) -> Path:
-        """Return the folder of the checkpoints of a stage, "training" or "chain"."""
+        """Return the folder of the checkpoints of a stage."""
         return self.path / "checkpoint" / stage
 
     def figure(self, name: str) -> Path:
@@ -156,6 +160,7 @@ class RunFolder:
             raise UsageError(f"{self.path} has no ensemble yet; run `latticeflow sample {self.path}` first")
         action, shape = build_bare_action(self.config), self.config.lattice.shape
         expected = {action.field_name: (action.field_shape(shape), np.float64)}
+        checkpointed = self.checkpointed_draws  # before the draws are counted: a run may be adding to both
         ensemble = Ensemble.open(
             self.ensemble_file,
             mode,
@@ -166,16 +171,31 @@ class RunFolder:
         )
         try:
             self._check_origin(ensemble)
+            self.check_complete(ensemble.n_committed + ensemble.skipped, checkpointed)
         except BaseException:
             ensemble.close()
             raise
         return ensemble
 
+    @property
+    def checkpointed_draws(self) -> int:
+        """The draws behind the newest checkpoint of the chain, 0 where there is none."""
+        steps = checkpoint_steps(self.checkpoints(CHAIN))
+        return max(0, steps[-1] - self.config.chain.thermalisation_steps) if steps else 0
+
+    def check_complete(self, draws: int, checkpointed: int) -> None:
+        """Raise DataError where the checkpoints are ahead of the draws that an ensemble has."""
+        if checkpointed > draws:
+            raise DataError(
+                f"{self.ensemble_file} has {draws} draws, its checkpoint {checkpointed}: a file was lost, replaced or "
+                f"cut; put it back, or remove {self.checkpoints(CHAIN)} to compute the chain again from its start"
+            )
+
     def same_machine(self) -> str:
         """Return what to say when numbers computed again differ."""
         before = _json(self.provenance_file)
-        used = f"torch {before['torch']}, {before['threads']} threads, {before['platform']}" if before else "before"
-        return f"resume with the same machine type, device, threads and torch version ({used})"
+        used = ", ".join(f"{name} {before[name]}" for name in ("torch", "threads", "platform") if name in before)
+        return f"resume with the same machine type, device, threads and torch version (before: {used or 'unknown'})"
 
     @property
     def stored_status(self) -> dict[str, Any]:
@@ -185,7 +205,9 @@ class RunFolder:
     @property
     def cpu_seconds(self) -> dict[str, float]:
         """Return the CPU seconds that each stage has taken, up to its last `status`; all threads, all resumptions."""
-        return self.stored_status.get("cpu_seconds", {})
+        spent = self.stored_status.get("cpu_seconds")
+        sound = isinstance(spent, dict) and all(isinstance(seconds, int | float) for seconds in spent.values())
+        return spent if sound else {}
 
     def status(self, stage: str, done: int, total: int) -> None:
         """Replace status.json: the stage, how far it is, when that was, and the CPU seconds of all stages.

@@ -9,7 +9,7 @@ from latticeflow.cli.folder import RunFolder, UsageError, ensemble_path
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import finishing
 from latticeflow.cli.training import trained_sampler
-from latticeflow.cli.verifying import check_sample, open_checked
+from latticeflow.cli.verifying import check_all, open_checked
 from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_bare_action
 from latticeflow.observables import measure, observables
@@ -38,7 +38,7 @@ def measure_ensemble(folder: RunFolder, *, skip_damaged: bool = False) -> None:
             parts.append({name: value.unflatten(0, (chains, draws)).cpu() for name, value in values.items()})
             counter.advance(draws, "")
             stop.here()
-        check_sample(ensemble, folder.config, measured=False)
+        check_all(ensemble, folder.config, measured=False)
         for name in wanted:
             ensemble.write_observable(name, torch.cat([part[name] for part in parts], dim=1).numpy())
         if folder.config.analysis.reference is not None:

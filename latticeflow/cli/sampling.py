@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from latticeflow.cli.folder import RunFolder
+from latticeflow.cli.folder import CHAIN, RunFolder
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import Stop, finishing
 from latticeflow.cli.training import trained_sampler, training_records
@@ -17,10 +17,9 @@ from latticeflow.mcmc.kernel import state_at
 from latticeflow.priors import QuenchedU1
 from latticeflow.samplers import quenched_baseline, tune_quenched
 from latticeflow.stats import ess
-from latticeflow.storage import DataError, Ensemble, checkpoint_steps
+from latticeflow.storage import DataError, Ensemble
 from latticeflow.streams import stream
 
-CHAIN = "chain"
 MAX_BAD_FRACTION, FEW = 0.01, 1000
 MAX_BAD_WHILE_TUNED, WHILE_TUNED = 0.05, 4
 NUMPY = {torch.bool: np.bool_, torch.float64: np.float64}
@@ -50,6 +49,7 @@ def sample(folder: RunFolder) -> None:
     config = folder.config
     kernel = build_kernel(config, trained_sampler(folder))
     if not folder.ensemble_file.exists():
+        folder.check_complete(0, folder.checkpointed_draws)
         create_ensemble(folder, kernel)
     with folder.ensemble("a") as ensemble:
         if folder.draws > ensemble.draws:
@@ -91,18 +91,16 @@ def _check_bad(bad: int, total: int, *, limit: float = MAX_BAD_FRACTION, least: 
 def _take_up(folder: RunFolder, kernel: Kernel, ensemble: Ensemble) -> Reached:
     """Return the newest checkpoint before the end of what is stored, a block behind it, or the start of the chains.
 
-    That block, computed again, shows whether this machine still gives the same numbers. Raises DataError where the
-    checkpoints are ahead of the ensemble.
+    That block, computed again, shows whether this machine still gives the same numbers.
     """
-    steps, thermalisation = checkpoint_steps(folder.checkpoints(CHAIN)), folder.config.chain.thermalisation_steps
-    stored = thermalisation + ensemble.n_committed
-    if steps and steps[-1] > stored:
-        raise DataError(
-            f"{ensemble.path} has {ensemble.n_committed} draws, its checkpoint {steps[-1] - thermalisation}: "
-            "the file was replaced or cut"
-        )
-    for before in (stored, None) if ensemble.n_committed and len(steps) > 1 else (None,):
-        checkpoint = folder.load_checkpoint(CHAIN, before=before)
+    stored = folder.config.chain.thermalisation_steps + ensemble.n_committed
+    for before in (stored, None) if ensemble.n_committed else (None,):
+        try:
+            checkpoint = folder.load_checkpoint(CHAIN, before=before)
+        except DataError:
+            if before is None:
+                raise
+            continue  # none before the end is valid, the one there may be
         if checkpoint is not None:
             kernel.parameters = checkpoint.state["parameters"]
             reached = {name: checkpoint.state[name] for name in ("thermalised", "draws", "bad")}

@@ -3,9 +3,9 @@
 from datetime import UTC, datetime
 from typing import Any
 
-from latticeflow.cli.folder import RunFolder, UsageError
+from latticeflow.cli.folder import TRAINING, RunFolder, UsageError
 from latticeflow.cli.report import aligned
-from latticeflow.cli.training import TRAINING, needs_training
+from latticeflow.cli.training import needs_training
 from latticeflow.storage import DataError, checkpoint_steps, lock_holder
 
 
@@ -23,8 +23,7 @@ def state_of(folder: RunFolder) -> dict[str, Any]:
         steps = checkpoint_steps(folder.checkpoints(TRAINING))
         found["training"] = {"steps": folder.config.training.steps, "checkpoint": steps[-1] if steps else 0}
     found |= _ensemble(folder)
-    finished = holder is None and stored.get("stage") == "done" and found.get("draws") == found.get("room")
-    return found | {"state": "running" if holder else "finished" if finished else "stopped"}
+    return found | {"state": "running" if holder else "finished" if found.get("analysed") else "stopped"}
 
 
 def described(found: dict[str, Any], folder: RunFolder) -> str:
@@ -52,8 +51,13 @@ def described(found: dict[str, Any], folder: RunFolder) -> str:
 def _ensemble(folder: RunFolder) -> dict[str, Any]:
     try:
         with folder.ensemble() as ensemble:
-            files = [path.name for path in ensemble.paths]
-            return {"draws": ensemble.n_committed, "room": ensemble.draws, "files": files}
+            measured = [ensemble.observable(name).shape[1] for name in ensemble.observable_names[:1]]
+            return {
+                "draws": ensemble.n_committed,
+                "room": ensemble.draws,
+                "files": [path.name for path in ensemble.paths],
+                "analysed": measured == [ensemble.draws] and "cost" in ensemble.analysis(),
+            }
     except UsageError:
         return {}
     except DataError as error:

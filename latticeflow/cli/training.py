@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 
-from latticeflow.cli.folder import RunFolder, UsageError
+from latticeflow.cli.folder import TRAINING, RunFolder, UsageError
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import finishing
 from latticeflow.config import Config
@@ -13,8 +13,6 @@ from latticeflow.config.building import build_sampler, build_trainer
 from latticeflow.samplers import FlowSampler
 from latticeflow.storage import DataError, append_line, atomic_write_text
 from latticeflow.training import StepRecord, Trainer
-
-TRAINING = "training"
 
 
 def train(folder: RunFolder) -> FlowSampler:

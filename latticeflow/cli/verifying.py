@@ -5,9 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from latticeflow.cli.folder import RunFolder, ensemble_path, stored_config
-from latticeflow.cli.sampling import CHAIN
-from latticeflow.cli.training import TRAINING
+from latticeflow.cli.folder import CHAIN, TRAINING, RunFolder, ensemble_path, stored_config
 from latticeflow.config import Config
 from latticeflow.config.building import build_bare_action
 from latticeflow.observables import measure, observables
@@ -31,7 +29,7 @@ def verify(run: Path) -> str:
     found, damaged = survey(path), [note for folder in _checkpoints(path) for note in damaged_checkpoints(folder)]
     if not found.intact:
         raise DataError(_damage(path, found))
-    with Ensemble.open(path) as ensemble:
+    with _opened(path) as ensemble:
         again = check_sample(ensemble, stored_config(ensemble))
         lines = [
             *(f"{file}" for file in ensemble.paths),
@@ -71,7 +69,7 @@ def open_checked(path: Path) -> tuple[Ensemble, Config]:
 
     Raises what `Ensemble.open` and `check_sample` do.
     """
-    ensemble = Ensemble.open(path)
+    ensemble = _opened(path)
     try:
         config = stored_config(ensemble)
         check_sample(ensemble, config)
@@ -81,12 +79,11 @@ def open_checked(path: Path) -> tuple[Ensemble, Config]:
     return ensemble, config
 
 
-def check_all(ensemble: Ensemble, config: Config) -> None:
+def check_all(ensemble: Ensemble, config: Config, *, measured: bool = True) -> None:
     """Raise DataError naming the damaged configurations, or a number that is not that of its configuration."""
-    found = ensemble.verify() if not ensemble.skipped else []
-    if found:
+    if not ensemble.skipped and ensemble.verify():
         raise DataError(_damage(ensemble.path, survey(ensemble.path)))
-    check_sample(ensemble, config)
+    check_sample(ensemble, config, measured=measured)
 
 
 def check_sample(ensemble: Ensemble, config: Config, *, measured: bool = True) -> str:
@@ -130,6 +127,13 @@ def _spread(ensemble: Ensemble) -> list[tuple[int, int]]:
 
 def _configurations(ensemble: Ensemble) -> int:
     return ensemble.chains * ensemble.n_committed
+
+
+def _opened(path: Path) -> Ensemble:
+    """Open an ensemble to read; in a run folder it must be of that run."""
+    if path.name == "ensemble.h5" and (path.parent / "config.toml").is_file():
+        return RunFolder.open(path.parent).ensemble()
+    return Ensemble.open(path)
 
 
 def _checkpoints(path: Path) -> list[Path]:

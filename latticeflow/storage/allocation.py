@@ -1,4 +1,8 @@
-"""The space of a whole chain, taken when its file is created: a full disk fails then, and not after a day."""
+"""The space of a whole chain, taken when its file is created: a full disk fails then, and not after a day.
+
+What describes the file comes first, then the marker, then the columns, the smallest first: a file that is cut short
+still says what it has lost.
+"""
 
 import math
 import os
@@ -23,7 +27,12 @@ from latticeflow.storage.journal import LIBVER
 
 _FILTER_BYTES = 4  # fletcher32
 _LARGEST_CHUNK = 2**32 - 1  # HDF5's limit
-_FIXED_BYTES = 1 << 16
+_ALIGNED = 8
+_BEGINNING_BYTES = 1 << 14
+_FIXED_BYTES = 1 << 14
+_DESCRIPTION_BYTES = 1 << 11  # of a column: its header, its axes
+_INDEX_BYTES = 24  # of a chunk: where it is, its length, its filters
+_PAGE = 1 << 12
 _NOT_A_VARIABLE = "This is a netCDF dimension but not a netCDF variable."
 
 
@@ -39,16 +48,19 @@ def create_file(path: Path, header: Header, columns: Collection[Column]) -> None
         with h5py.File(temporary, "w", libver=LIBVER) as file:
             write_header(file, header)
         reserve(temporary, size=needed)  # HDF5 itself does not end in order when it meets a full disk
-        with h5py.File(temporary, "r+", libver=LIBVER) as file:
+        places = {"meta_block_size": _description_bytes(header, columns)}
+        places |= {"alignment_threshold": _ALIGNED, "alignment_interval": _ALIGNED}  # no marker in two sectors
+        with h5py.File(temporary, "r+", libver=LIBVER, **places) as file:
             _allocate(file, header, columns)
             file.flush()
             os.fsync(file.id.get_vfd_handle())  # h5py leaves the bytes with the operating system
         publish(temporary, path)
 
 
-def needed_bytes(header: Header, columns: Iterable[Column]) -> int:
+def needed_bytes(header: Header, columns: Collection[Column]) -> int:
     """An upper estimate of the size of a file; raises `ValueError` when a block is too large for one HDF5 chunk."""
-    return _FIXED_BYTES + sum(_column_bytes(header, column) for column in columns)
+    columns_bytes = sum(_column_bytes(header, column) for column in columns)
+    return _BEGINNING_BYTES + _description_bytes(header, columns) + columns_bytes
 
 
 def fill_value(dtype: np.dtype) -> np.ndarray | None:
@@ -77,10 +89,10 @@ def _allocate(file: h5py.File, header: Header, columns: Iterable[Column]) -> Non
         file.create_group(group)
     make_axis(file, "chain", header.chains)
     make_axis(file, "draw", header.draws)
-    for column in columns:
-        _allocate_column(file, header, column)
     for name, count in ((MARKER, 0), (COMPLEMENT, ~0)):
         file.create_dataset(name, shape=(), dtype="<i8", data=count, dcpl=_early())
+    for column in sorted(columns, key=lambda column: math.prod(column.chunk(header)) * column.dtype.itemsize):
+        _allocate_column(file, header, column)
 
 
 def _allocate_column(file: h5py.File, header: Header, column: Column) -> None:
@@ -108,6 +120,14 @@ def _column_bytes(header: Header, column: Column) -> int:
     chunk = math.prod(column.chunk(header)) * column.dtype.itemsize + _FILTER_BYTES
     if chunk > _LARGEST_CHUNK:
         raise ValueError(f"a block of {column.path} has {chunk} bytes, at most {_LARGEST_CHUNK} fit: reduce block")
-    chunks = header.chains * math.ceil(header.draws / header.block)
-    index_entry = 8 * (len(column.row_shape) + 5)
-    return chunks * (chunk + 2 * index_entry) + _FIXED_BYTES
+    return _chunks(header) * (chunk + _ALIGNED)
+
+
+def _description_bytes(header: Header, columns: Collection[Column]) -> int:
+    """An upper estimate of the space of all that is neither rows nor header, in whole pages."""
+    size = _FIXED_BYTES + len(columns) * (_DESCRIPTION_BYTES + _INDEX_BYTES * _chunks(header))
+    return -(-size // _PAGE) * _PAGE
+
+
+def _chunks(header: Header) -> int:
+    return header.chains * math.ceil(header.draws / header.block)

@@ -101,7 +101,7 @@ class Handle:
         _refuse_shared(self.path)
         self._reading.close()
         try:
-            with edited(self.path) as file:
+            with edited(self.path) as file, damage_named(self.path, "what is there"):
                 change(file, *arguments)
         finally:
             if journal_of(self.path).exists():  # copying failed half-way: the next one to open the file will finish it

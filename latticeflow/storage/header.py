@@ -89,16 +89,19 @@ def read_header(file: h5py.File, *, path: Path) -> Header:
 def read_marker(file: h5py.File, header: Header, *, path: Path) -> int:
     """The number of draws that every chain has.
 
-    Where its complement is one block ahead, a process died between writing the two, and that block is on the disk.
-    Raises `DataError` when the two contradict each other otherwise, or the number cannot be the end of a block.
+    Where the marker and its complement are one block apart, only one of them reached the disk; the rows of that block
+    had done so before. Raises `DataError` when the two contradict each other otherwise, or the number cannot be the end
+    of a block.
     """
-    count, other = int(file[MARKER][()]), ~int(file[COMPLEMENT][()])
-    if other != min(count + header.block, header.draws):
-        check_equal(path, f"{MARKER} by its complement", other, count)
-    if not 0 <= other <= header.draws or (other % header.block and other != header.draws):
-        expected = f"{header.draws} or a smaller multiple of {header.block}"
-        raise DataError(f"{path}: {MARKER} is {other}, expected {expected}")
-    return other
+    marker, complement = int(file[MARKER][()]), ~int(file[COMPLEMENT][()])
+    for count in (marker, complement):
+        if not 0 <= count <= header.draws or (count % header.block and count != header.draws):
+            expected = f"{header.draws} or a smaller multiple of {header.block}"
+            raise DataError(f"{path}: {MARKER} is {count}, expected {expected}")
+    fewer, more = sorted((marker, complement))
+    if more > fewer + header.block:
+        raise DataError(f"{path}: {MARKER} is {marker}, by its complement {complement}")
+    return more
 
 
 def check_equal(path: Path, what: str, found: object, expected: object) -> None:

@@ -46,6 +46,8 @@ def damage_named(path: Path, what: str) -> Iterator[None]:
 
 def check_signature(path: Path) -> None:
     """Raise `DataError` when a file does not begin as HDF5 files do."""
+    if path.is_dir():
+        raise DataError(f"{path} is a folder, expected an HDF5 file")
     with path.open("rb") as file:
         found = file.read(len(_SIGNATURE))
     if found != _SIGNATURE:

@@ -15,8 +15,8 @@ from latticeflow.storage.atomic import disk_full_named
 from latticeflow.storage.errors import LockedError
 
 _HELD = (errno.EWOULDBLOCK, errno.EACCES)
-_PATIENCE = 3
-_PAUSE = 0.02  # seconds; a look at the holder takes far less
+_PATIENCE = 200
+_PAUSE = 0.005  # seconds; a look at the holder takes far less
 
 
 def lock_holder(path: str | os.PathLike[str]) -> str | None:
@@ -26,13 +26,7 @@ def lock_holder(path: str | os.PathLike[str]) -> str | None:
     except FileNotFoundError:
         return None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno not in _HELD:
-            raise
-        return _read_holder(descriptor)
-    else:
-        return None
+        return None if _locked(descriptor, fcntl.LOCK_SH) else _read_holder(descriptor)
     finally:
         os.close(descriptor)
 
@@ -79,14 +73,14 @@ class RunLock:
         self.release()
 
     def _lock(self, descriptor: int) -> None:
-        """Try a few times: somebody may be looking (`lock_holder`)."""
-        for attempt in range(_PATIENCE):
-            try:
-                return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno not in _HELD:
-                    raise
-            time.sleep(_PAUSE if attempt + 1 < _PATIENCE else 0)
+        """Take the lock; whoever only looks (`lock_holder`) shares it for a moment and is waited for."""
+        for _ in range(_PATIENCE):
+            if _locked(descriptor, fcntl.LOCK_EX):
+                return
+            if not _locked(descriptor, fcntl.LOCK_SH):
+                break
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
+            time.sleep(_PAUSE)
         raise LockedError(f"{self.path}: another run is writing here: {_read_holder(descriptor)}")
 
     def _write_holder(self, descriptor: int) -> None:
@@ -95,6 +89,17 @@ class RunLock:
         with disk_full_named(self.path, needed=len(holder)):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, holder, 0)
+
+
+def _locked(descriptor: int, kind: int) -> bool:
+    """Try to take the kernel's lock, and say whether it could be had."""
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _HELD:
+            raise
+        return False
+    return True
 
 
 def _read_holder(descriptor: int) -> str:

@@ -1,5 +1,6 @@
 """One file of an ensemble, open: the draws that it has, and how they are read, written and judged."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -10,11 +11,13 @@ import numpy as np
 
 from latticeflow.storage import integrity
 from latticeflow.storage.atomic import disk_full_named
-from latticeflow.storage.columns import CHECKSUM, columns_of
+from latticeflow.storage.columns import CHECKSUM, Column, columns_of
 from latticeflow.storage.commit import BlockWriter, marker_places, write_marker
 from latticeflow.storage.errors import DataError
 from latticeflow.storage.handle import Handle, Result
-from latticeflow.storage.header import MARKER, check_equal, read_header, read_marker
+from latticeflow.storage.header import COMPLEMENT, MARKER, Header, check_equal, read_header, read_marker
+
+Columns = Mapping[str, Column]
 
 
 class Part:
@@ -43,14 +46,7 @@ class Part:
 
     def check_follows(self, before: Sequence[Self]) -> None:
         """Raise `DataError`, naming both values, unless this file continues those before it."""
-        expected: dict[str, object] = {"first_draw": sum(part.header.draws for part in before)}
-        if before:
-            first = before[0]
-            expected |= {name: getattr(first.header, name) for name in ("theory", "lattice_shape", "chains")}
-            expected |= {"continues": first.header.config_sha256}
-            check_equal(self.path, "columns", list(self.columns.values()), list(first.columns.values()))
-        for name, value in expected.items():
-            check_equal(self.path, name, getattr(self.header, name), value)
+        check_follows(self.path, self.header, self.columns, [(part.header, part.columns) for part in before])
 
     def runs(self, draws: np.ndarray) -> Iterator[slice]:
         """The contiguous runs, counted from this file's first draw, of those draws of the chains that it has."""
@@ -109,8 +105,9 @@ class Part:
         self.n_committed = read_marker(file, self.header, path=self.path)
 
     def _complete_marker(self) -> None:
-        """Write the marker that a process died before."""
-        if self._handle.file[MARKER][()] != self.n_committed:
+        """Write what a process left undone of the marker and its complement."""
+        stored = {int(self._handle.file[MARKER][()]), ~int(self._handle.file[COMPLEMENT][()])}
+        if stored != {self.n_committed}:
             write_marker(self.descriptor, marker_places(self._handle.file), self.n_committed)
 
     @cached_property
@@ -118,14 +115,29 @@ class Part:
         return BlockWriter(self._handle.file, self.columns, block=self.header.block, path=self.path)
 
 
+def check_follows(path: Path, header: Header, columns: Columns, before: Sequence[tuple[Header, Columns]]) -> None:
+    """Raise `DataError`, naming both values, unless a file continues those before it."""
+    expected: dict[str, object] = {"first_draw": sum(earlier.draws for earlier, _ in before)}
+    if before:
+        first, first_columns = before[0]
+        expected |= {name: getattr(first, name) for name in ("theory", "lattice_shape", "chains")}
+        expected |= {"continues": first.config_sha256}
+        check_equal(path, "columns", sorted(map(repr, columns.values())), sorted(map(repr, first_columns.values())))
+    for name, value in expected.items():
+        check_equal(path, name, getattr(header, name), value)
+
+
 def further_file(path: Path, number: int) -> Path:
     """The name of an ensemble's second, third, ... file."""
     return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
 
 
-def files_of(path: Path) -> Iterator[Path]:
-    """The first file of an ensemble, there or not, and the further ones that are there."""
-    number = 1
-    while number == 1 or further_file(path, number).exists():
-        yield further_file(path, number)
-        number += 1
+def files_of(path: Path) -> list[Path]:
+    """The first file of an ensemble, there or not, and the further ones; raises `DataError` where one is missing."""
+    pattern = re.compile(rf"{re.escape(path.stem)}-([1-9]\d*){re.escape(path.suffix)}")
+    found = [pattern.fullmatch(file.name) for file in (path.parent.iterdir() if path.parent.is_dir() else ())]
+    numbers = sorted(int(match[1]) for match in found if match)
+    missing = [number for number in range(2, max(numbers, default=1)) if number not in numbers]
+    if missing:
+        raise DataError(f"{further_file(path, missing[0])} is missing, {further_file(path, numbers[-1]).name} is there")
+    return [further_file(path, number) for number in (1, *(number for number in numbers if number > 1))]

@@ -10,15 +10,16 @@ from pathlib import Path
 import h5py
 
 from latticeflow.storage import integrity
-from latticeflow.storage.atomic import reserve
+from latticeflow.storage.allocation import create_file
+from latticeflow.storage.atomic import fsync_folder, reserve
 from latticeflow.storage.columns import columns_of
-from latticeflow.storage.commit import marker_places, write_marker
+from latticeflow.storage.commit import BlockWriter, marker_places, write_marker
 from latticeflow.storage.errors import DataError
 from latticeflow.storage.handle import LOOKS, PAUSE
 from latticeflow.storage.header import Header, read_header, read_marker
-from latticeflow.storage.journal import Overlay, Pages, read_journal, recover
+from latticeflow.storage.journal import Overlay, Pages, journal_of, read_journal, recover
 from latticeflow.storage.lock import RunLock
-from latticeflow.storage.part import files_of
+from latticeflow.storage.part import Columns, check_follows, files_of
 
 _END_OF_FILE = slice(28, 36)  # where version 2 and 3 of HDF5's superblock keep the address of the file's end
 
@@ -48,10 +49,10 @@ class Survey:
 
 
 def survey(path: str | os.PathLike[str]) -> Survey:
-    """Check every committed configuration of an ensemble, and of a truncated file what is left.
+    """Check every committed configuration and every result of an ensemble, of a truncated file what is left.
 
     A file that a run changes meanwhile is looked at again before it is said to be damaged. Raises `FileNotFoundError`,
-    and `DataError` for a file that cannot be read at all.
+    and `DataError` for a file that cannot be read at all or continues another one.
     """
     for look in range(LOOKS):
         before, last = _stamps(Path(path)), look + 1 == LOOKS
@@ -69,19 +70,23 @@ def survey(path: str | os.PathLike[str]) -> Survey:
 def repair(path: str | os.PathLike[str]) -> Survey:
     """Cut an ensemble after its last good block, and return what was found before.
 
-    The draws from the first damaged block on, in all chains and files, no longer exist. Raises what `survey` does,
-    `LockedError` when a run is writing, and `DiskFullError` when bytes that were cut off cannot be given back.
+    The draws from the first damaged block on, in all chains and files, no longer exist. A file whose results cannot be
+    read is written anew without them. Raises what `survey` does, `LockedError` when a run is writing, and
+    `DiskFullError` when bytes that were cut off cannot be given back.
     """
-    files = list(files_of(Path(path)))
+    files = files_of(Path(path))
     with ExitStack() as locks:
         for file in files:
             locks.enter_context(RunLock(file.with_name(file.name + ".lock")))
-        for file in files:
-            recover(file)
+        undone = [file for file in files if not _journal_done(file)]
         found = survey(path)
-        for file in files if not found.intact else ():
-            _cut(file, found.sound)
-    return found
+        for file in files:
+            if file in undone or _damage_of_results(file) is not None:
+                _write_anew(file, found.sound)
+            elif not found.intact:
+                _cut(file, found.sound)
+    problems = [f"{file}: the journal of an interrupted change was damaged" for file in undone] + found.problems
+    return replace(found, problems=problems)
 
 
 def _stamps(path: Path) -> list[int]:
@@ -89,31 +94,51 @@ def _stamps(path: Path) -> list[int]:
 
 
 def _survey(path: Path) -> Survey:
-    found = Survey(0, 0, [], [])
+    found, before = Survey(0, 0, [], []), []
     for file in files_of(path):
-        found = _joined(found, *_survey_file(file))
+        header, columns, part = _survey_file(file)
+        check_follows(file, header, columns, before)
+        before.append((header, columns))
+        found = _joined(found, header, part)
     return found
 
 
-def _survey_file(path: Path) -> tuple[Header, Survey]:
+def _survey_file(path: Path) -> tuple[Header, Columns, Survey]:
     """What was found of one file, its draws counted from its own first one."""
     integrity.check_signature(path)
-    missing, problems = _missing_bytes(path), []
+    missing = _missing_bytes(path)
+    problems = [f"{path}: truncated, the last {missing} bytes are missing"] if missing else []
     with _opened(path) as file, integrity.damage_named(path, "the file"):
         header = read_header(file, path=path)
         columns = columns_of(file, header, path=path)
-        if missing:
-            problems.append(f"{path}: truncated, the last {missing} bytes are missing")
         try:
             claimed = read_marker(file, header, path=path)
+            damaged = integrity.verify(file, header, columns, claimed)
+            sound = _sound(damaged, header, claimed)
         except DataError as error:
             problems.append(str(error))
             claimed = sound = _sound(integrity.verify(file, header, columns, header.draws), header, header.draws)
             damaged = []
-        else:
-            damaged = integrity.verify(file, header, columns, claimed)
-            sound = _sound(damaged, header, claimed)
-    return header, Survey(claimed, sound, damaged, problems)
+    problems += [damage] if (damage := _damage_of_results(path)) is not None else []
+    return header, columns, Survey(claimed, sound, damaged, problems)
+
+
+def _damage_of_results(path: Path) -> str | None:
+    """What is wrong with all that is not rows of the chains, or None."""
+    with _opened(path) as file:
+        columns = columns_of(file, read_header(file, path=path), path=path)
+
+        def read(name: str, item: h5py.Group | h5py.Dataset) -> None:
+            dict(item.attrs)
+            if isinstance(item, h5py.Dataset) and not item.is_scale and name not in columns:
+                item[...]
+
+        try:
+            with integrity.damage_named(path, "the results"):
+                file.visititems(read)
+        except DataError as error:
+            return str(error)
+    return None
 
 
 def _sound(damaged: list[tuple[int, int]], header: Header, claimed: int) -> int:
@@ -135,15 +160,56 @@ def _joined(before: Survey, header: Header, found: Survey) -> Survey:
     )
 
 
+def _journal_done(path: Path) -> bool:
+    """Complete the change in a file's journal; a damaged journal is removed, and False returned."""
+    try:
+        recover(path)
+    except DataError:
+        journal_of(path).unlink()
+        return False
+    return True
+
+
 def _cut(path: Path, sound: int) -> None:
     """Let a file have the draws before `sound`, counted along the chains, and its full length."""
     reserve(path, size=path.stat().st_size + _missing_bytes(path))
     with h5py.File(path, "r") as file, integrity.damage_named(path, "the marker"):
         header, places = read_header(file, path=path), marker_places(file)
-    count = min(max(sound - header.first_draw, 0), header.draws)
+    with _descriptor(path) as descriptor:
+        write_marker(descriptor, places, _own(header, sound))
+
+
+def _write_anew(path: Path, sound: int) -> None:
+    """Put a file in place of one that has the draws before `sound`, counted along the chains, and no results."""
+    fresh = path.with_name(path.name + ".repaired")
+    fresh.unlink(missing_ok=True)
+    with _opened(path) as file:
+        header = read_header(file, path=path)
+        columns = columns_of(file, header, path=path)
+        create_file(fresh, header, columns.values())
+        with h5py.File(fresh, "r") as empty, _descriptor(fresh) as descriptor:
+            writer = BlockWriter(empty, columns, block=header.block, path=fresh)
+            for first in range(0, _own(header, sound), header.block):
+                draws = slice(first, min(first + header.block, header.draws))
+                rows = {
+                    name: integrity.read_rows(file[name], slice(None), draws, column, path=path)
+                    for name, column in columns.items()
+                }
+                writer.commit(descriptor, rows, draws.stop)
+    fresh.replace(path)
+    fsync_folder(path.parent)
+
+
+def _own(header: Header, sound: int) -> int:
+    """How many of the draws before `sound` are a file's own."""
+    return min(max(sound - header.first_draw, 0), header.draws)
+
+
+@contextmanager
+def _descriptor(path: Path) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        write_marker(descriptor, places, count)
+        yield descriptor
     finally:
         os.close(descriptor)
 

@@ -53,24 +53,6 @@ def test_the_marker_comes_last_between_two_syncs(path, kit, recorder):
     assert "fsync" not in rows
 
 
-def test_every_prefix_of_the_writes_is_readable_and_never_ahead(path, kit, recorder, tmp_path):
-    """Each write is also cut in half, except the marker, whose eight bytes a file system writes at once."""
-    Ensemble.create(path, **kit.settings()).close()
-    image, copy = bytearray(path.read_bytes()), tmp_path / "copy.h5"
-    with Ensemble.open(path, "a") as ensemble:
-        kit.fill(ensemble)
-    seen = set()
-    for offset, data in (call for call in recorder.calls if call != "fsync"):
-        for end in (len(data) // 2, len(data)) if len(data) > 8 else (len(data),):
-            image[offset : offset + end] = data[:end]
-            copy.write_bytes(image)
-            with Ensemble.open(copy) as reader:
-                kit.check(reader)
-                seen.add(reader.n_committed)
-    assert seen == {0, 8, 16, 20}
-    assert bytes(image) == path.read_bytes()
-
-
 def test_a_death_between_rows_and_marker_leaves_the_count(path, kit, monkeypatch):
     with kit.fill(Ensemble.create(path, **kit.settings()), 8) as ensemble:
         with monkeypatch.context() as patched:
