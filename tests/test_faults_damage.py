@@ -158,7 +158,7 @@ def test_a_truncated_file_is_bad_data_wherever_it_is_cut(run, name, fraction):
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9, 0.999])
 def test_a_file_that_lost_its_end_is_usable_after_the_repair_that_said_so(run, healthy, name, fraction):
-    """Behind the chain there are results, which can be computed again; the names of some are needed to open the file."""
+    """Behind the chain there are results, which can be computed again; some of their names the file needs to open."""
     data = (run / name).read_bytes()
     end = max(chunk(run / name, column, 31, 3) for column in COLUMNS)
     (run / name).write_bytes(data[: end + int(fraction * (len(data) - end))])
@@ -239,7 +239,7 @@ def test_what_is_no_ensemble_is_refused(run, name, kind):
 @pytest.mark.parametrize(("name", "count"), [(FILES[0], 250), (FILES[1], 150)])
 def test_no_flipped_bit_makes_a_wrong_number(run, name, count, monkeypatch):
     """Single bits anywhere: all that is served is right and complete, or the damage is found."""
-    monkeypatch.setattr(handle, "PAUSE", 0)  # nobody is writing, so nobody has to be waited for
+    monkeypatch.setattr(handle, "PAUSE", 0.0)  # nobody is writing, so nobody has to be waited for
     rng, right, detected = np.random.default_rng(17), served(run), 0
     for bit in rng.integers(8 * (run / name).stat().st_size, size=count).tolist():
         flip(run / name, bit)

@@ -137,7 +137,7 @@ def composite(tmp_path_factory) -> Path:
     return path.with_suffix("")
 
 
-@pytest.mark.parametrize("after", [1, 2, 3, 4])
+@pytest.mark.parametrize("after", [2, 4])
 def test_resume_of_a_composite_is_the_same_run(composite, config, after, monkeypatch):
     """The first two checkpoints are in the thermalisation, where HMC is still being tuned."""
     interrupted_run(config, monkeypatch, stage="chain", after=after, options=COMPOSITE)
