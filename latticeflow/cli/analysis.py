@@ -16,6 +16,7 @@ from latticeflow.cli.sectors import (
     unseen_error,
     weighted_fractions,
 )
+from latticeflow.cli.stopping import finishing
 from latticeflow.cli.verifying import check_all
 from latticeflow.cli.weighing import (
     ForwardReport,
@@ -47,7 +48,7 @@ def analyse(folder: RunFolder, *, skip_damaged: bool = False) -> Report:
     Raises UsageError if nothing is measured, DataError for damage (unless it is skipped) and foreign configurations.
     """
     config = folder.config
-    with folder.ensemble("a", skip_damaged=skip_damaged) as ensemble:
+    with folder.ensemble("a", skip_damaged=skip_damaged) as ensemble, finishing("analysis") as stop:
         check_all(ensemble, config)
         series = measured(config, ensemble)
         found = {name: analyse_observable(name, values, s=config.analysis.s) for name, values in series.items()}
@@ -73,6 +74,7 @@ def analyse(folder: RunFolder, *, skip_damaged: bool = False) -> Report:
         )
         report.warnings.extend(_warnings(report, ensemble))
         write_report(ensemble, report, found | functions)
+        stop.here()
     return report
 
 

@@ -44,6 +44,7 @@ def measure_ensemble(folder: RunFolder, *, skip_damaged: bool = False) -> None:
         if folder.config.analysis.reference is not None:
             _measure_reference(folder, ensemble)
         folder.status("measuring", ensemble.n_committed, ensemble.n_committed)
+        stop.here()
 
 
 def _measure_reference(folder: RunFolder, ensemble: Ensemble) -> None:

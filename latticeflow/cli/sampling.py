@@ -51,20 +51,20 @@ def sample(folder: RunFolder) -> None:
     if not folder.ensemble_file.exists():
         folder.check_complete(0, folder.checkpointed_draws)
         create_ensemble(folder, kernel)
-    with folder.ensemble("a") as ensemble:
+    with folder.ensemble("a") as ensemble, finishing("block") as stop:
         if folder.draws > ensemble.draws:
             ensemble.extend(folder.draws - ensemble.draws, config=config.to_toml())
         if ensemble.n_committed < ensemble.draws or "tuned" not in ensemble.analysis():
-            with finishing("block") as stop:
-                reached = _take_up(folder, kernel, ensemble)
-                reached = _thermalise(folder, kernel, reached, stop)
-                reached = _draw(folder, kernel, ensemble, reached, stop)
+            reached = _take_up(folder, kernel, ensemble)
+            reached = _thermalise(folder, kernel, reached, stop)
+            reached = _draw(folder, kernel, ensemble, reached, stop)
             _write_training(folder, ensemble)
             ensemble.write_analysis("rejected", {"bad_proposals": reached.bad})
             ensemble.write_analysis("tuned", kernel.parameters)
         if config.baseline is not None and "baseline_law" not in ensemble.analysis():
             _write_baseline(folder, ensemble)
             folder.status("baseline", config.baseline.samples, config.baseline.samples)
+        stop.here()
 
 
 def run_block(kernel: Kernel, state: ChainState, draws: int, generator: Generator) -> tuple[ChainState, Rows, int]:

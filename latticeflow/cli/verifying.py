@@ -30,16 +30,12 @@ def verify(run: Path) -> str:
     if not found.intact:
         raise DataError(_damage(path, found))
     with _opened(path) as ensemble:
-        again = check_sample(ensemble, stored_config(ensemble))
+        again, looked = check_sample(ensemble, stored_config(ensemble)), min(SAMPLE, _configurations(ensemble))
         lines = [
             *(f"{file}" for file in ensemble.paths),
             f"{ensemble.theory} {list(ensemble.lattice_shape)}, {ensemble.chains} chains, {ensemble.n_committed} of "
             f"{ensemble.draws} draws; all blocks and configurations have their checksums",
-            *(
-                [f"computed again from {min(SAMPLE, _configurations(ensemble))} configurations: {again}"]
-                if again
-                else []
-            ),
+            *([f"computed again from {looked} configurations: {again}"] if again else []),
         ]
     if damaged:
         raise DataError("; ".join([*damaged, "the ensemble is intact"]))
@@ -53,14 +49,15 @@ def cut(run: Path) -> str:
     found = repair(path)
     if found.intact:
         return f"{path}: nothing to repair, {found.claimed} draws are intact"
-    lines = [*found.problems, f"{path}: cut from {found.claimed} to {found.sound} draws"]
+    kept = found.sound == found.claimed
+    done = f"all {found.sound} draws are kept" if kept else f"cut from {found.claimed} to {found.sound} draws"
+    lines = [*found.problems, f"{path}: {done}"]
     if (path.parent / "config.toml").is_file():
         folder = RunFolder.open(path.parent)
         thermalisation = folder.config.chain.thermalisation_steps
         drop_checkpoints(folder.checkpoints(CHAIN), after=thermalisation + found.sound)
-        kept = [step - thermalisation for step in checkpoint_steps(folder.checkpoints(CHAIN))]
-        start = f"from draw {max(*kept, 0)}" if kept else "from its start"
-        lines.append(f"the rest is computed again, {start}, by: {folder.go_on}")
+        start = f"from draw {folder.checkpointed_draws}" if folder.checkpointed_draws else "from its start"
+        lines.append(f"what is missing is computed again, {start}, by: {folder.go_on}")
     return "\n".join(lines)
 
 
