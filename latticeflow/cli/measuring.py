@@ -30,6 +30,7 @@ def measure_ensemble(folder: RunFolder, *, skip_damaged: bool = False) -> None:
     ):
         if ensemble.n_committed == 0:
             raise UsageError(f"{folder.path} has no draws yet; run `latticeflow sample {folder.path}` first")
+        check_all(ensemble, folder.config, measured=False)
         parts: list[dict[str, Tensor]] = []
         for _, block in ensemble.iter_blocks(action.field_name):
             chains, draws = block.shape[:2]
@@ -38,7 +39,6 @@ def measure_ensemble(folder: RunFolder, *, skip_damaged: bool = False) -> None:
             parts.append({name: value.unflatten(0, (chains, draws)).cpu() for name, value in values.items()})
             counter.advance(draws, "")
             stop.here()
-        check_all(ensemble, folder.config, measured=False)
         for name in wanted:
             ensemble.write_observable(name, torch.cat([part[name] for part in parts], dim=1).numpy())
         if folder.config.analysis.reference is not None:
