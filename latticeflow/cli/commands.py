@@ -22,7 +22,7 @@ from latticeflow.cli.training import train as train_sampler
 from latticeflow.cli.verifying import cut, open_checked, verify
 from latticeflow.config import Config, ConfigError, load_config
 from latticeflow.config.building import build_bare_action
-from latticeflow.config.problems import Problem, written
+from latticeflow.config.problems import Problem
 from latticeflow.observables import observables
 from latticeflow.storage import default_export_path, export
 
@@ -153,10 +153,10 @@ def _load(path: Path, overrides: list[str]) -> Config:
         problems.append(Problem("analysis.observables", "names of observables", str(error)))
     reference = config.analysis.reference
     if reference is not None and not Path(reference).exists():
-        problems.append(Problem("analysis.reference", "an existing run folder or ensemble", written(reference)))
+        problems.append(Problem("analysis.reference", "an existing run folder or ensemble", f'"{reference}"'))
     samples = config.training.samples if config.training is not None else None
     if samples is not None and not Path(samples).is_file():
-        problems.append(Problem("training.samples", "an existing ensemble file", written(samples)))
+        problems.append(Problem("training.samples", "an existing ensemble file", f'"{samples}"'))
     if problems:
         raise ConfigError(problems, str(path))
     _use_threads(config)
