@@ -12,12 +12,12 @@ import h5py
 
 from latticeflow.storage.errors import DataError, LockedError
 from latticeflow.storage.integrity import check_signature, damage_named
-from latticeflow.storage.journal import Overlay, edited, journal_of, read_journal, recover
+from latticeflow.storage.journal import Overlay, edited, journal_of, read_journal, recover, stamp
 from latticeflow.storage.lock import RunLock
 
 Result = TypeVar("Result")
-LOOKS = 4
-PAUSE = 0.05  # seconds; a change takes a few milliseconds
+PATIENCE = 10.0  # seconds; a change takes a few milliseconds
+PAUSE = 0.01
 
 
 class Handle:
@@ -62,23 +62,25 @@ class Handle:
     @property
     def outdated(self) -> bool:
         """Whether the file was written to since HDF5 began to read it."""
-        return self._seen != self._stamp()
+        return self._seen != stamp(self.path)
 
     def look_again(self) -> None:
         """Forget what was read of the file, which may have changed since."""
-        for look in range(LOOKS):
+        start = time.monotonic()
+        while True:
             self._reading.close()
-            self._seen = self._stamp()
+            self._seen = stamp(self.path)
             try:
                 return self._open_to_read()
             except DataError:
-                if look + 1 == LOOKS or not self.outdated:
+                if not self.outdated or time.monotonic() > start + PATIENCE:
                     raise
-                time.sleep(PAUSE)
+            time.sleep(PAUSE)
 
     def read(self, what: str, function: Callable[[h5py.File], Result]) -> Result:
-        """Read what may change, and look again when a run may have been changing it meanwhile; raises `DataError`."""
-        for _ in range(LOOKS - 1):
+        """Read what a run may be changing, again and again until nothing was written meanwhile; raises `DataError`."""
+        start = time.monotonic()
+        while time.monotonic() < start + PATIENCE:
             file = self.file  # closed is not damaged
             try:
                 with damage_named(self.path, what):
@@ -86,10 +88,11 @@ class Handle:
                 if not self.outdated:
                     return found
             except DataError:
-                time.sleep(PAUSE)
+                if not self.outdated:
+                    raise
+            time.sleep(PAUSE)
             self.look_again()
-        with damage_named(self.path, what):
-            return function(self.file)
+        raise DataError(f"{self.path}: {what} changed all the time for {PATIENCE:g} s; read it when the run is done")
 
     def edit(self, change: Callable[..., None], *arguments: object) -> None:
         """Run `change(file, *arguments)` whole or not at all.
@@ -128,9 +131,6 @@ class Handle:
     def _stop_writing(self) -> None:
         self._descriptor = None
         self._writing.close()
-
-    def _stamp(self) -> tuple[int, bool]:
-        return self.path.stat().st_mtime_ns, journal_of(self.path).exists()
 
 
 def _refuse_shared(path: Path) -> None:

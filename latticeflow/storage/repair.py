@@ -15,9 +15,9 @@ from latticeflow.storage.atomic import fsync_folder, reserve
 from latticeflow.storage.columns import columns_of
 from latticeflow.storage.commit import BlockWriter, marker_places, write_marker
 from latticeflow.storage.errors import DataError
-from latticeflow.storage.handle import LOOKS, PAUSE
+from latticeflow.storage.handle import PATIENCE, PAUSE
 from latticeflow.storage.header import Header, read_header, read_marker
-from latticeflow.storage.journal import Overlay, Pages, journal_of, read_journal, recover
+from latticeflow.storage.journal import Overlay, Pages, journal_of, read_journal, recover, stamp
 from latticeflow.storage.lock import RunLock
 from latticeflow.storage.part import Columns, check_follows, files_of
 
@@ -54,17 +54,17 @@ def survey(path: str | os.PathLike[str]) -> Survey:
     A file that a run changes meanwhile is looked at again before it is said to be damaged. Raises `FileNotFoundError`,
     and `DataError` for a file that cannot be read at all or continues another one.
     """
-    for look in range(LOOKS):
-        before, last = _stamps(Path(path)), look + 1 == LOOKS
+    end = time.monotonic() + PATIENCE
+    while True:
+        before = _stamps(Path(path))
         try:
             found = _survey(Path(path))
-            if found.intact or last or before == _stamps(Path(path)):
-                break
+            if found.intact or before == _stamps(Path(path)) or time.monotonic() > end:
+                return found
         except DataError:
-            if last or before == _stamps(Path(path)):
+            if before == _stamps(Path(path)) or time.monotonic() > end:
                 raise
         time.sleep(PAUSE)
-    return found
 
 
 def repair(path: str | os.PathLike[str]) -> Survey:
@@ -89,8 +89,8 @@ def repair(path: str | os.PathLike[str]) -> Survey:
     return replace(found, problems=problems)
 
 
-def _stamps(path: Path) -> list[int]:
-    return [file.stat().st_mtime_ns for file in files_of(path)]
+def _stamps(path: Path) -> list[tuple[int, ...]]:
+    return [stamp(file) for file in files_of(path)]
 
 
 def _survey(path: Path) -> Survey:
