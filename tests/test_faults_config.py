@@ -77,8 +77,43 @@ kernels = ["hmc"]
 start = "cold"
 """
 
+STABILISED = """\
+[lattice]
+shape = [10]
+[action]
+kind = "student_t"
+degrees_of_freedom = 1.0
+[sampler]
+kind = "stabilised"
+layers = 32
+mask = "random"
+transform = "spline"
+clamp = "asymmetric"
+clamp_positive = 0.1
+conditioner = "dense"
+hidden = [100]
+tau = 100.0
+[sampler.prior]
+kind = "student_t"
+degrees_of_freedom = 30.0
+sites = "own"
+[training]
+learning_rate = 1e-3
+dtype = "float64"
+[chain]
+replica = 16
+draws = 128
+[analysis]
+observables = ["first_coordinate", "coordinates_squared"]
+"""
+
 SHIPPED = sorted((Path(__file__).parents[1] / "runs").glob("*.toml"))
-TEXTS = [*(path.read_text().replace('device = "cuda"', 'device = "cpu"') for path in SHIPPED), GAUGE, SCALAR]
+TEXTS = [
+    *(path.read_text().replace('device = "cuda"', 'device = "cpu"') for path in SHIPPED),
+    GAUGE,
+    SCALAR,
+    STABILISED,
+]
 
 ANY_VALUE = [
     *("-1", "0", "1", "6", "2.5", "0.5", "nan", "-inf", "true", '"7"', '"u1"', '"scalar"', '"identity"', '"haar"'),
@@ -92,7 +127,7 @@ OUT_OF_RANGE = {
     "list": ["[-1, 8]", "[0, 0]", "[nan, inf]", "[1e400, 4]", "[[-1.0, 2.0]]", "[9223372036854775808, 4]"],
     "string": ['""', '"no such thing"', '"\\u0000"', "'\U0001f4a5'"],
 }
-EXTENTS = ["[6, 8]", "[8, 6]", "[2, 2]", "[7, 7]", "[4]", "[4, 4, 4]", "[0, 4]", "[4097, 4]", "[]", "[4, 4, 4, 4, 4]"]
+EXTENTS = ["[6, 8]", "[8, 6]", "[2, 2]", "[7, 7]", "[4]", "[4, 4, 4]", "[0, 4]", "[65537, 4]", "[]", "[4, 4, 4, 4, 4]"]
 
 
 @dataclass(frozen=True)
@@ -269,13 +304,13 @@ def damage_byte(lines, rng):
 
 
 def several(lines, rng):
-    """A wrong value in each of two to four sections: all must be in one message."""
+    """A wrong value in each of two to four sections: all must be in one message. A large integer may be a number."""
     names = sorted({section_of(lines, place) for place in key_lines(lines)})
     chosen = rng.sample(names, min(len(names), rng.randrange(2, 5)))
     places = [rng.choice([p for p in key_lines(lines) if section_of(lines, p) == name]) for name in chosen]
     paths = [path_of(lines, place) for place in places]
     for place in sorted(places, reverse=True):
-        lines = with_value(lines, place, rng.choice(NEVER_RIGHT[:-1]))
+        lines = with_value(lines, place, rng.choice(NEVER_RIGHT[:-2]))
     return mutation(lines, *((path,) for path in paths))
 
 
@@ -358,7 +393,9 @@ def small(config: Config) -> Iterator[str]:
     yield f"lattice.shape={[4] * len(config.lattice.shape)}"
     if config.training is not None:
         yield "training.batch=2"
-    if config.sampler.flow.kind == "gauge":
+    if config.sampler.kind == "stabilised":
+        yield "sampler.layers=2"
+    elif config.sampler.flow.kind == "gauge":
         yield from ("sampler.flow.layers=1", "sampler.flow.bins=2")
     if hasattr(config.action, "holonomies"):
         yield "action.holonomies=[1, 1]"

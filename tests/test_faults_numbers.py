@@ -557,7 +557,7 @@ def test_persistent_bad_steps_stop_the_training_and_keep_the_last_good_weights(t
         message = call("run", path, *changes).refused()
     assert re.fullmatch(r"latticeflow: step 23: 20 steps in a row .*non-finite.*learning_rate \(0\.25\).*", message)
     assert not (folder / "ensemble.h5").exists()
-    assert skipped(folder) == [False] * 3 + [True] * 19
+    assert skipped(folder) == [False] * 3 + [True] * 20
     newest = load_checkpoint(folder / "checkpoint" / "training").state
     assert same(newest["weights"], weights[3])
     assert finite(newest["weights"])

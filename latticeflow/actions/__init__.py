@@ -1,9 +1,36 @@
 """Actions: everything that can be sampled."""
 
 from latticeflow.actions.base import Action, ModifiedAction
+from latticeflow.actions.densities import (
+    Density,
+    Funnel,
+    GaussianMixture,
+    HorseshoeLogistic,
+    LinearRegression,
+    MultivariateStudentT,
+    breast_cancer_horseshoe,
+    synthetic_horseshoe,
+    synthetic_regression,
+)
 from latticeflow.actions.holonomy import HolonomyMarginal
 from latticeflow.actions.scalar import ScalarAction
 from latticeflow.actions.schwinger import SchwingerAction
 from latticeflow.actions.u1 import U1Action
 
-__all__ = ["Action", "HolonomyMarginal", "ModifiedAction", "ScalarAction", "SchwingerAction", "U1Action"]
+__all__ = [
+    "Action",
+    "Density",
+    "Funnel",
+    "GaussianMixture",
+    "HolonomyMarginal",
+    "HorseshoeLogistic",
+    "LinearRegression",
+    "ModifiedAction",
+    "MultivariateStudentT",
+    "ScalarAction",
+    "SchwingerAction",
+    "U1Action",
+    "breast_cancer_horseshoe",
+    "synthetic_horseshoe",
+    "synthetic_regression",
+]

@@ -133,6 +133,9 @@ def _warnings(report: Report, ensemble: Ensemble) -> list[str]:
     found += weight_warnings(report.proposals, report.forward, report.baseline)
     found += kernel_warnings(report.kernels, draws=ensemble.n_committed)
     bad = ensemble.analysis().get("rejected", {}).get("bad_proposals", 0)
+    skipped = ensemble.training().get("skipped", np.zeros(0))
+    if skipped.any():
+        found.append(f"{skipped.sum()} of {skipped.size} training steps had a non-finite loss or gradient: skipped")
     found += [f"{bad} proposals had a non-finite action or log q and were rejected"] if bad else []
     found += [f"{ensemble.skipped} draws of every chain are left out: damaged"] if ensemble.skipped else []
     return found + drift(ensemble.history("action"))

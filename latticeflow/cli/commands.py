@@ -18,10 +18,11 @@ from latticeflow.cli.report import as_json, table
 from latticeflow.cli.results import Report
 from latticeflow.cli.sampling import sample as sample_chains
 from latticeflow.cli.status import described, state_of
+from latticeflow.cli.training import needs_training, start_from
 from latticeflow.cli.training import train as train_sampler
 from latticeflow.cli.verifying import cut, open_checked, verify
 from latticeflow.config import Config, ConfigError, load_config
-from latticeflow.config.building import build_bare_action
+from latticeflow.config.building import build_bare_action, build_sampler, build_trainer
 from latticeflow.config.problems import Problem
 from latticeflow.observables import observables
 from latticeflow.storage import default_export_path, export
@@ -114,6 +115,7 @@ def export_ensemble(options: Namespace) -> None:
 
 def check(options: Namespace) -> None:
     config = _load(options.config, options.overrides)
+    _try_start(config)
     print(inspect.describe(config))
 
 
@@ -138,7 +140,7 @@ COMMANDS: dict[str, Callable[[Namespace], None]] = {
 }
 
 
-def _load(path: Path, overrides: list[str]) -> Config:
+def _load(path: Path, overrides: list[str], *, resume: bool = False) -> Config:
     """Load a configuration, check what only this machine and the theory can tell, set the number of threads."""
     config = load_config(path, overrides)
     problems = []
@@ -157,6 +159,9 @@ def _load(path: Path, overrides: list[str]) -> Config:
     samples = config.training.samples if config.training is not None else None
     if samples is not None and not Path(samples).is_file():
         problems.append(Problem("training.samples", "an existing ensemble file", f'"{samples}"'))
+    start_from = config.training.start_from if config.training is not None else None
+    if start_from is not None and not resume and not (Path(start_from) / "config.toml").is_file():
+        problems.append(Problem("training.start_from", "the folder of an earlier run", f'"{start_from}"'))
     if problems:
         raise ConfigError(problems, str(path))
     _use_threads(config)
@@ -169,11 +174,19 @@ def _use_threads(config: Config) -> None:
 
 
 def _prepare(options: Namespace, *, extend: int = 0) -> RunFolder:
-    config = _load(options.config, options.overrides)
+    config = _load(options.config, options.overrides, resume=options.resume)
     if config.analysis.reference is not None:
         open_reference(config).close()  # better refused now than after the chain
+    if not options.resume:
+        _try_start(config)
     out = options.out or options.config.with_suffix("")
     return RunFolder.create(out, config, resume=options.resume, extend=extend)
+
+
+def _try_start(config: Config) -> None:
+    """Raise what stands against `training.start_from`, before there is a folder."""
+    if needs_training(config) and config.training.start_from is not None:
+        start_from(config, build_trainer(config, build_sampler(config)))
 
 
 def _open(options: Namespace, *, extend: int = 0) -> RunFolder:

@@ -3,7 +3,8 @@
 import numpy as np
 
 from latticeflow.config import Config
-from latticeflow.config.schema import ScalarSettings, SchwingerSettings
+from latticeflow.config.building import build_bare_action
+from latticeflow.config.theories import ScalarSettings, SchwingerSettings, U1Settings
 from latticeflow.exact import (
     scalar_free_log_z,
     scalar_free_phi_squared,
@@ -19,12 +20,15 @@ from latticeflow.observables.derived import creutz_ratios
 def exact_values(config: Config) -> dict[str, float]:
     """Return closed-form expectations by observable, `log_z` among them; empty where there are none."""
     action, shape = config.action, config.lattice.shape
-    if isinstance(action, SchwingerSettings) and action.kappa > 0:
-        return {}
     if isinstance(action, ScalarSettings):
+        identity = {"schwinger_dyson": 0.0}
         if action.lam > 0:
-            return {}
-        return {"phi_squared": scalar_free_phi_squared(action.m2, shape), "log_z": scalar_free_log_z(action.m2, shape)}
+            return identity
+        free = {"phi_squared": scalar_free_phi_squared(action.m2, shape), "log_z": scalar_free_log_z(action.m2, shape)}
+        return identity | free
+    if not _is_pure_gauge(config):
+        log_z = getattr(build_bare_action(config), "log_z", None)
+        return {} if log_z is None else {"log_z": log_z}
     susceptibility = u1_susceptibility(action.beta, shape)
     return _exact_loops(action.beta, shape) | {
         "plaquette": u1_plaquette(action.beta, shape),
@@ -50,8 +54,12 @@ def _exact_loops(beta: float, shape: tuple[int, ...]) -> dict[str, float]:
 
 def exact_charges(config: Config) -> dict[int, float] | None:
     """Return P(Q) of pure gauge theory (also as kappa = 0), None for other theories."""
-    action = config.action
-    if isinstance(action, ScalarSettings) or (isinstance(action, SchwingerSettings) and action.kappa > 0):
+    if not _is_pure_gauge(config):
         return None
-    charges, probabilities = u1_charge_distribution(action.beta, config.lattice.shape)
+    charges, probabilities = u1_charge_distribution(config.action.beta, config.lattice.shape)
     return dict(zip(charges.tolist(), probabilities.tolist(), strict=True))
+
+
+def _is_pure_gauge(config: Config) -> bool:
+    action = config.action
+    return isinstance(action, U1Settings) or (isinstance(action, SchwingerSettings) and action.kappa == 0)

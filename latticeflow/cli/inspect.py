@@ -27,7 +27,7 @@ def describe(config: Config) -> str:
     lines = [
         f"theory          {action}",
         f"lattice         {list(config.lattice.shape)}, one configuration {shape}",
-        f"sampler         prior {config.sampler.prior.kind}, flow {config.sampler.flow.kind}, {parameters} parameters",
+        f"sampler         {_proposal(config)}, {parameters} parameters",
         f"ensemble        {chain.replica} replica x {chain.draws} draws, {megabytes:.1f} MB",
     ]
     seconds = 0.0
@@ -48,6 +48,13 @@ def describe(config: Config) -> str:
         lines.append(f"thermalisation  {chain.thermalisation_steps} steps before the first draw")
     lines.append(f"time            about {_duration(seconds)} for training and sampling (measured on one step of each)")
     return "\n".join(lines)
+
+
+def _proposal(config: Config) -> str:
+    settings = config.sampler
+    kind, flow = (settings.kind, settings) if settings.kind == "stabilised" else (settings.flow.kind, settings.flow)
+    layers = f" of {flow.layers} layers" if hasattr(flow, "layers") else ""
+    return f"prior {settings.prior.kind}, flow {kind}{layers}"
 
 
 def machine() -> str:

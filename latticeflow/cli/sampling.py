@@ -219,7 +219,7 @@ def _check_again(folder: RunFolder, ensemble: Ensemble, rows: Rows, done: int) -
 def _write_training(folder: RunFolder, ensemble: Ensemble) -> None:
     records = training_records(folder)
     if records:
-        names = ("step", "loss", "ess", "seconds")
+        names = ("step", "loss", "ess", "seconds", "skipped")
         ensemble.write_training({name: np.array([record[name] for record in records]) for name in names})
 
 

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from latticeflow.cli.folder import TRAINING, RunFolder, UsageError
@@ -12,7 +13,7 @@ from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
 from latticeflow.samplers import FlowSampler
 from latticeflow.storage import DataError, append_line, atomic_write_text
-from latticeflow.training import StepRecord, Trainer
+from latticeflow.training import StepRecord, Trainer, TrainingError, hopeless
 
 
 def train(folder: RunFolder) -> FlowSampler:
@@ -28,6 +29,8 @@ def train(folder: RunFolder) -> FlowSampler:
     checkpoint = folder.load_checkpoint(TRAINING)
     if checkpoint is not None:
         trainer.load_state_dict(checkpoint.state)
+    else:
+        start_from(config, trainer)
     taken = {record["step"]: record for record in _written(folder) if record["step"] > trainer.step}
     steps = config.training.steps
     if trainer.step < steps:
@@ -37,14 +40,37 @@ def train(folder: RunFolder) -> FlowSampler:
         def on_step(trainer: Trainer, record: StepRecord) -> None:
             _check_again(folder, taken.get(record.step), asdict(record))
             append_line(folder.metrics_file, json.dumps(asdict(record)))
-            counter.advance(1, f"loss {record.loss:.3f}  ESS {record.ess:.3f}")
+            skipped = sum(record.skipped for record in trainer.records)
+            counter.advance(1, f"loss {record.loss:.3f}  ESS {record.ess:.3f}" + f"  skipped {skipped}" * bool(skipped))
             if trainer.step % config.training.checkpoint_every == 0 or trainer.step == steps or stop.asked:
                 folder.save_checkpoint(TRAINING, trainer.state_dict(), trainer.step)
                 folder.status(TRAINING, trainer.step, steps)
             stop.here()
 
-        trainer.run(on_step)
+        try:
+            trainer.run(on_step)
+        except TrainingError as error:
+            folder.save_checkpoint(TRAINING, trainer.state_dict(), trainer.step)
+            stored = folder.checkpoints(TRAINING)
+            raise TrainingError(f"{error}; the weights of the last good step are in {stored}") from error
     return sampler
+
+
+def start_from(config: Config, trainer: Trainer) -> None:
+    """Begin with the best weights of another run, where `training.start_from` names one.
+
+    Raises UsageError where that has no finished training, DataError where its weights do not fit.
+    """
+    path = config.training.start_from
+    if path is None:
+        return
+    other = RunFolder.open(Path(path))
+    if not needs_training(other.config):
+        raise UsageError(f"training.start_from: {path} was not trained")
+    try:
+        trainer.start_from(_finished_training(other)["best_weights"])
+    except ValueError as error:
+        raise DataError(f"training.start_from: {path}: {error}") from error
 
 
 def trained_sampler(folder: RunFolder) -> FlowSampler:
@@ -68,7 +94,7 @@ def needs_training(config: Config) -> bool:
 def _finished_training(folder: RunFolder) -> dict[str, Any]:
     checkpoint, steps = folder.load_checkpoint(TRAINING), folder.config.training.steps
     done = 0 if checkpoint is None else checkpoint.step
-    if done < steps:
+    if done < steps or hopeless([record["skipped"] for record in checkpoint.state["records"]]):
         raise UsageError(
             f"{folder.path} is trained for {done} of {steps} steps; "
             "finish it with `latticeflow run --resume` or `latticeflow train --resume`"

@@ -2,36 +2,67 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor
 
-from latticeflow.actions import Action, HolonomyMarginal, ScalarAction, SchwingerAction, U1Action
-from latticeflow.config.schema import (
-    Config,
+from latticeflow.actions import (
+    Action,
+    Funnel,
+    GaussianMixture,
+    HolonomyMarginal,
+    MultivariateStudentT,
+    ScalarAction,
+    SchwingerAction,
+    U1Action,
+    breast_cancer_horseshoe,
+    synthetic_horseshoe,
+    synthetic_regression,
+)
+from latticeflow.config import theories
+from latticeflow.config.samplers import (
+    CouplingFlowSettings,
+    Couplings,
+    FreeFieldSettings,
     GaugeFlowSettings,
     HaarSettings,
     NormalSettings,
-    ScalarSettings,
-    U1Settings,
+    StabilisedSamplerSettings,
+    StudentTSettings,
 )
-from latticeflow.flows import Bijection, Sequential, gauge_flow
+from latticeflow.config.schema import Config
+from latticeflow.flows import Bijection, Clamp, Sequential, coupling_flow, gauge_flow
 from latticeflow.mcmc import HMC, Composite, FlowHMC, IndependenceMetropolis, Kernel, Winding
-from latticeflow.priors import HaarUniform, Normal, Prior, QuenchedU1
-from latticeflow.samplers import FlowSampler
+from latticeflow.priors import FreeField, HaarUniform, Normal, Prior, QuenchedU1, StudentT
+from latticeflow.samplers import FlowSampler, StabilisedSampler
 from latticeflow.storage import Ensemble
 from latticeflow.training import Trainer, TrainingSettings, make_estimator
 
 
-def build_bare_action(config: Config) -> ScalarAction | U1Action | SchwingerAction:
+def build_bare_action(config: Config) -> Action:
     """Return the action without any holonomy average."""
-    settings = config.action
-    if isinstance(settings, ScalarSettings):
-        return ScalarAction(settings.m2, settings.lam)
-    if isinstance(settings, U1Settings):
-        return U1Action(settings.beta)
-    return SchwingerAction(settings.beta, settings.kappa, settings.flavours)
+    settings, dimension = config.action, config.lattice.shape[0]
+    match settings:
+        case theories.ScalarSettings():
+            return ScalarAction(settings.m2, settings.lam)
+        case theories.U1Settings():
+            return U1Action(settings.beta)
+        case theories.SchwingerSettings():
+            return SchwingerAction(settings.beta, settings.kappa, settings.flavours)
+        case theories.FunnelSettings():
+            return Funnel(dimension, scale=settings.scale)
+        case theories.StudentTDensitySettings():
+            return MultivariateStudentT(dimension, degrees_of_freedom=settings.degrees_of_freedom)
+        case theories.MixtureSettings():
+            return GaussianMixture(dimension, radius=settings.radius)
+        case theories.RegressionSettings():
+            return synthetic_regression(dimension, observations=settings.observations, seed=settings.data_seed)
+        case theories.HorseshoeSettings(data="breast_cancer"):
+            return breast_cancer_horseshoe()
+        case theories.HorseshoeSettings():
+            return synthetic_horseshoe(dimension, observations=settings.observations, seed=settings.data_seed)
 
 
 def build_action(config: Config, *, training: bool = False) -> Action:
@@ -46,28 +77,51 @@ def build_action(config: Config, *, training: bool = False) -> Action:
 def build_prior(config: Config) -> Prior:
     """Return the sampler's base distribution."""
     settings, shape = config.sampler.prior, config.lattice.shape
-    if isinstance(settings, NormalSettings):
-        return Normal(shape, scale=settings.scale)
-    if isinstance(settings, HaarSettings):
-        return HaarUniform(shape)
+    match settings:
+        case NormalSettings():
+            return Normal(shape, scale=settings.scale)
+        case FreeFieldSettings():
+            return FreeField(shape, settings.m2)
+        case StudentTSettings():
+            per_site = settings.sites == "own"
+            return StudentT(shape, degrees_of_freedom=settings.degrees_of_freedom, per_site=per_site)
+        case HaarSettings():
+            return HaarUniform(shape)
     beta = config.action.beta if settings.beta is None else settings.beta
     return QuenchedU1(beta, shape, sector=settings.sector, smooth_sector=settings.smooth_sector)
 
 
 def build_flow(config: Config) -> Bijection:
-    """Return the untrained flow; its initial weights derive from the seed."""
-    settings = config.sampler.flow
-    if not isinstance(settings, GaugeFlowSettings):
-        return Sequential()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.run.seed)
-        return gauge_flow(config.lattice.shape, **settings.model_dump(exclude={"kind"}))
+    """Return the untrained flow of a sampler of kind "flow"."""
+    settings, shape = config.sampler.flow, config.lattice.shape
+    match settings:
+        case GaugeFlowSettings():
+            return gauge_flow(shape, **settings.model_dump(exclude={"kind"}))
+        case CouplingFlowSettings():
+            return coupling_flow(shape, **_couplings(settings))
+    return Sequential()
 
 
 def build_sampler(config: Config) -> FlowSampler:
-    """Return the untrained sampler in its training precision, on the run's device."""
+    """Return the untrained sampler in its training precision, on the run's device; its weights derive from the seed."""
+    settings, prior = config.sampler, build_prior(config)
     dtype = getattr(torch, config.training.dtype) if config.training else torch.float64
-    return FlowSampler(build_prior(config), build_flow(config)).to(config.run.device, dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.run.seed)
+        if isinstance(settings, StabilisedSamplerSettings):
+            own = {"tau": settings.tau, "headroom": settings.headroom, "shared": settings.sites == "shared"}
+            sampler = StabilisedSampler(config.lattice.shape, prior=prior, **own, **_couplings(settings))
+        else:
+            sampler = FlowSampler(prior, build_flow(config))
+    return sampler.to(config.run.device, dtype)
+
+
+def _couplings(settings: Couplings) -> dict[str, Any]:
+    """Return the settings of `coupling_flow`."""
+    clamp = Clamp(settings.clamp, positive=settings.clamp_positive, negative=settings.clamp_negative)
+    names = ("layers", "mask", "transform", "bins", "bound", "conditioner", "hidden", "kernel", "inner_kernel")
+    chosen = {name: getattr(settings, name) for name in names}
+    return chosen | {"clamp": clamp, "odd": settings.symmetry == "z2"}
 
 
 def build_trainer(config: Config, sampler: FlowSampler) -> Trainer:

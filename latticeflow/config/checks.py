@@ -3,7 +3,7 @@
 A key that is missing or broken is not among the values; the KeyError that follows skips the checks that need it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -11,8 +11,17 @@ from latticeflow.config.problems import Problem, written
 from latticeflow.flows.masks import check_tiles
 
 GAUGE_THEORIES = ("u1", "schwinger")
+DENSITIES = {"funnel": 2, "student_t": 1, "mixture": 2, "linear_regression": 2, "horseshoe": 4}
+"""The smallest dimension of each density."""
 MOST_STEPS = 10**6
-PRIORS = {"haar": GAUGE_THEORIES, "quenched": GAUGE_THEORIES, "normal": ("scalar",)}
+PRIORS = {
+    "haar": GAUGE_THEORIES,
+    "quenched": GAUGE_THEORIES,
+    "normal": ("scalar", *DENSITIES),
+    "free_field": ("scalar",),
+    "student_t": ("scalar", *DENSITIES),
+}
+BREAST_CANCER_DIMENSION = 62
 
 Values = Mapping[str, Any]
 
@@ -42,12 +51,67 @@ def gauge_dimensions(values: Values) -> list[Problem]:
     return [Problem("lattice.shape", f"two extents for the gauge theory {written(theory)}", written(shape))]
 
 
-def flow_theory(values: Values) -> list[Problem]:
-    """A gauge flow acts on links."""
-    theory, flow = values["action.kind"], values["sampler.flow.kind"]
-    if flow != "gauge" or theory in GAUGE_THEORIES:
+def density_dimension(values: Values) -> list[Problem]:
+    """A density has one extent, its dimension."""
+    theory, shape = values["action.kind"], values["lattice.shape"]
+    if theory not in DENSITIES:
         return []
-    return [Problem("sampler.flow.kind", f'"identity" for action.kind = {written(theory)}', written(flow))]
+    least, kind = DENSITIES[theory], f"for action.kind = {written(theory)}"
+    if len(shape) != 1:
+        return [Problem("lattice.shape", f"one extent, the dimension, {kind}", written(shape))]
+    if shape[0] < least:
+        return [Problem("lattice.shape", f"a dimension of at least {least} {kind}", written(shape))]
+    if theory != "horseshoe":
+        return []
+    if values["action.data"] == "breast_cancer" and shape[0] != BREAST_CANCER_DIMENSION:
+        expected = f'[{BREAST_CANCER_DIMENSION}] for action.data = "breast_cancer"'
+        return [Problem("lattice.shape", expected, written(shape))]
+    return [Problem("lattice.shape", f"an even dimension {kind}", written(shape))] if shape[0] % 2 else []
+
+
+def flow_theory(values: Values) -> list[Problem]:
+    """A gauge flow acts on links, couplings of real fields on anything else."""
+    theory, flow = values["action.kind"], values["sampler.flow.kind"]
+    gauge = theory in GAUGE_THEORIES
+    if flow == "identity" or (flow == "gauge") == gauge:
+        return []
+    fitting = '"gauge" or "identity"' if gauge else '"coupling" or "identity"'
+    return [Problem("sampler.flow.kind", f"{fitting} for action.kind = {written(theory)}", written(flow))]
+
+
+def sampler_theory(values: Values) -> list[Problem]:
+    """The stabilised flow is one of real fields, not of angles."""
+    theory, sampler = values["action.kind"], values["sampler.kind"]
+    if sampler != "stabilised" or theory not in GAUGE_THEORIES:
+        return []
+    return [Problem("sampler.kind", f'"flow" for action.kind = {written(theory)}', written(sampler))]
+
+
+def coupling_mask(values: Values) -> list[Problem]:
+    """A mask leaves something to condition on, and looks the same everywhere to a convolution."""
+    if density_dimension(values):  # one problem with the extents is enough
+        return []
+    return [problem for section in _couplings(values) for problem in _mask_problems(values, section)]
+
+
+def _couplings(values: Values) -> Iterator[str]:
+    """Yield the sections that have the keys of couplings."""
+    yield from (section for section in ("sampler", "sampler.flow") if f"{section}.mask" in values)
+
+
+def _mask_problems(values: Values, section: str) -> Iterator[Problem]:
+    mask, conditioner, shape = values[f"{section}.mask"], values[f"{section}.conditioner"], values["lattice.shape"]
+    if values["action.kind"] in GAUGE_THEORIES:
+        return
+    if max(shape) < 2:
+        yield Problem("lattice.shape", f"an extent of 2 or more for couplings ({section}.mask)", written(shape))
+    elif conditioner == "convolution" and mask == "random":
+        expected = '"checkerboard" or "stripes" for convolutions'
+        hint = f'{section}.conditioner = "dense" takes any mask'
+        yield Problem(f"{section}.mask", expected, written(mask), hint)
+    elif conditioner == "convolution" and any(extent % 2 and extent > 1 for extent in shape):
+        hint = f'{section}.conditioner = "dense" takes any extents'
+        yield Problem("lattice.shape", f"even extents for convolutions on a {mask} mask", written(shape), hint)
 
 
 def flow_tiles(values: Values) -> list[Problem]:
@@ -144,9 +208,8 @@ def something_to_train(values: Values) -> list[Problem]:
     steps = values["training.steps"]
     if steps == 0 or values["sampler.flow.kind"] != "identity":
         return []
-    hint = 'leave [training] out, or choose sampler.flow.kind = "gauge"'
-    if values.get("action.kind") not in GAUGE_THEORIES:
-        hint = "leave [training] out"
+    flow = "gauge" if values.get("action.kind") in GAUGE_THEORIES else "coupling"
+    hint = f"leave [training] out, or choose sampler.flow.kind = {written(flow)}"
     return [Problem("training.steps", '0 with sampler.flow.kind = "identity" (nothing to train)', written(steps), hint)]
 
 
@@ -191,7 +254,10 @@ def _gauge_only(values: Values, path: str) -> list[Problem]:
 CHECKS = (
     massless_scalar,
     gauge_dimensions,
+    density_dimension,
     flow_theory,
+    sampler_theory,
+    coupling_mask,
     flow_tiles,
     prior_theory,
     prior_sector_factor,

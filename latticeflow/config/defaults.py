@@ -7,16 +7,19 @@ from latticeflow.config.checks import GAUGE_THEORIES
 
 
 def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the sections with prior, flow and baseline filled in where they are absent.
+    """Return the sections with sampler, prior, flow and baseline filled in where they are absent.
 
-    A gauge theory gets the quenched prior and a baseline, any other the normal prior; both get the identity as flow.
+    A gauge theory gets the quenched prior and a baseline, any other the normal prior; both get the identity as flow. A
+    stabilised sampler gets the student-t prior.
     """
     gauge = _theory(data.get("action")) in GAUGE_THEORIES
     filled = dict(data)
     sampler = data.get("sampler", {})
     if isinstance(sampler, dict):
-        proposal = {"prior": {"kind": "quenched" if gauge else "normal"}, "flow": {"kind": "identity"}}
-        filled["sampler"] = {**proposal, **sampler}
+        stabilised = sampler.get("kind") == "stabilised"
+        prior = "quenched" if gauge else "student_t" if stabilised else "normal"
+        flow = {} if stabilised else {"kind": "flow", "flow": {"kind": "identity"}}
+        filled["sampler"] = {**flow, "prior": {"kind": prior}, **sampler}
     if gauge and data.get("baseline") is None:
         filled["baseline"] = {}
     return filled

@@ -43,6 +43,10 @@ def _problem(path: Path, model: Model, error: str, data: Mapping[str, Any]) -> P
     section = sections(Config).get(path)
     if section and error in TAG_ERRORS:
         return _kind_problem(section, found.get("kind", ABSENT))
+    if section and error == "extra_forbidden":
+        kind = (*path[:-1], "kind")
+        expected = f"no such section for {dotted(kind)} = {written(lookup(data, kind))}"
+        return Problem(dotted(path), expected, _written(found))
     if section:
         return Problem(dotted(path), _describe_section(section), _written(found))
     if path[-1] not in model.model_fields:

@@ -4,58 +4,36 @@ The descriptions are the reference (`latticeflow.config.reference`); each states
 accepted where a number is expected; NaN and infinity nowhere.
 """
 
-import math
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, model_validator
+from pydantic import Field, Strict, model_validator
 
 from latticeflow.config.checks import cross_problems
 from latticeflow.config.defaults import with_theory_defaults
 from latticeflow.config.keys import differing_paths, known_values
 from latticeflow.config.problems import ConfigError, dotted
+from latticeflow.config.samplers import FlowSamplerSettings, StabilisedSamplerSettings
 from latticeflow.config.text import write_toml
+from latticeflow.config.theories import Density, LatticeTheory
+from latticeflow.config.types import (
+    Beta,
+    Count,
+    Decay,
+    Extent,
+    Fraction,
+    Grid,
+    Natural,
+    NonNegative,
+    Positive,
+    Settings,
+    Several,
+    SmoothSector,
+)
 from latticeflow.config.words import LARGEST_INTEGER
-from latticeflow.exact.arguments import LARGEST_BETA
 
 THERMALISATION = 100
 SHORTEST_CHAIN = 4
 """Draws that an error analysis needs."""
-
-
-def odd(value: int) -> int:
-    """Refuse even integers."""
-    if value % 2 == 0:
-        raise ValueError(f"{value} is even")
-    return value
-
-
-def normalised(pairs: tuple[tuple[float, float], ...]) -> tuple[tuple[float, float], ...]:
-    """Refuse pairs whose first members do not add up to 1."""
-    if pairs and not math.isclose(sum(weight for weight, _ in pairs), 1.0, abs_tol=1e-9):
-        raise ValueError(f"the weights of {pairs} do not add up to 1")
-    return pairs
-
-
-Natural = Annotated[int, Field(ge=0, le=LARGEST_INTEGER)]
-Count = Annotated[int, Field(ge=1, le=LARGEST_INTEGER)]
-Several = Annotated[int, Field(ge=2, le=LARGEST_INTEGER)]
-Extent = Annotated[int, Field(ge=1, le=4096)]
-NonNegative = Annotated[float, Field(ge=0)]
-Positive = Annotated[float, Field(gt=0)]
-Beta = Annotated[float, Field(ge=0, le=LARGEST_BETA)]
-Fraction = Annotated[float, Field(gt=0, lt=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-Counts = Annotated[tuple[Count, ...], Field(min_length=1), Strict(False)]
-SmoothSector = Annotated[
-    tuple[Annotated[tuple[NonNegative, NonNegative], Strict(False)], ...], Strict(False), AfterValidator(normalised)
-]
-Grid = Annotated[tuple[Count, Count], Strict(False)]
-
-
-class Settings(BaseModel):
-    """One section: frozen, no unknown keys, no conversions between types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class RunSettings(Settings):
@@ -72,94 +50,9 @@ class LatticeSettings(Settings):
     """The periodic lattice."""
 
     shape: Annotated[tuple[Extent, ...], Strict(False)] = Field(
-        min_length=1, max_length=4, description="extents in lattice units, time first; gauge theories have two"
-    )
-
-
-class U1Settings(Settings):
-    """Pure compact U(1) gauge theory in two dimensions."""
-
-    kind: Literal["u1"] = Field(description="pure gauge theory")
-    beta: Beta = Field(description="gauge coupling, dimensionless")
-    holonomies: Grid = Field((1, 1), description="grid of holonomy shifts averaged over, per direction; [1, 1] is none")
-
-
-class SchwingerSettings(Settings):
-    """The Schwinger model: two-dimensional QED with Wilson fermions."""
-
-    kind: Literal["schwinger"] = Field(description="gauge theory with Wilson fermions")
-    beta: Beta = Field(description="gauge coupling, dimensionless")
-    kappa: float = Field(ge=0, lt=0.5, description="hopping parameter, dimensionless")
-    flavours: Count = Field(2, description="number of degenerate fermion flavours")
-    holonomies: Grid = Field((1, 1), description="grid of holonomy shifts averaged over, per direction; [1, 1] is none")
-
-
-class ScalarSettings(Settings):
-    """The scalar field with a quartic coupling."""
-
-    kind: Literal["scalar"] = Field(description="scalar field theory")
-    m2: float = Field(description="coefficient of phi^2, lattice units; positive where lam = 0")
-    lam: NonNegative = Field(description="coefficient of phi^4, lattice units")
-
-
-class HaarSettings(Settings):
-    """Independent uniform links."""
-
-    kind: Literal["haar"] = Field(description="Haar measure of every link")
-
-
-class QuenchedSettings(Settings):
-    """Exact independent draws of the pure gauge theory."""
-
-    kind: Literal["quenched"] = Field(description="exact quenched U(1)")
-    beta: Beta | None = Field(None, description="gauge coupling of the prior, dimensionless (absent: the action's)")
-    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2), dimensionless")
-    smooth_sector: SmoothSector = Field(
-        (), description="pairs [a, c]: smooth sector factor sum of a exp(-c R^2), the weights a adding up to 1"
-    )
-
-
-class NormalSettings(Settings):
-    """Independent normal variables at every site."""
-
-    kind: Literal["normal"] = Field(description="normal distribution of mean 0")
-    scale: Positive = Field(1.0, description="standard deviation, in units of the field")
-
-
-class GaugeFlowSettings(Settings):
-    """Gauge-equivariant plaquette couplings; the extents must be multiples of 4."""
-
-    kind: Literal["gauge"] = Field(description="plaquette couplings")
-    layers: Count = Field(8, description="number of couplings; 8 update every link once")
-    bins: int = Field(6, ge=2, le=64, description="bins of each circular spline")
-    hidden: Counts = Field((64, 64), description="channels of the conditioner's hidden layers")
-    conditioner: Literal["global", "local"] = Field(
-        "global", description="first layer sees all mask cells, the others one each; or convolutions throughout"
-    )
-    kernel: Annotated[Count, AfterValidator(odd)] = Field(
-        3, description="side of the convolutions of a local conditioner, in mask cells"
-    )
-    dilations: Counts | None = Field(
-        None, description="dilation of each local convolution, in mask cells, one more than hidden (absent: all 1)"
-    )
-
-
-class IdentitySettings(Settings):
-    """No flow: the prior itself proposes, and there is nothing to train."""
-
-    kind: Literal["identity"] = Field(description="no flow")
-
-
-class FlowSamplerSettings(Settings):
-    """A flow on top of a prior."""
-
-    kind: Literal["flow"] = Field("flow", description="kind of sampler")
-    prior: HaarSettings | QuenchedSettings | NormalSettings = Field(
-        discriminator="kind",
-        description='The base distribution. Absent: "quenched" for gauge theories, "normal" for the scalar field.',
-    )
-    flow: GaugeFlowSettings | IdentitySettings = Field(
-        discriminator="kind", description='The bijection applied to the prior\'s draws. Absent: "identity".'
+        min_length=1,
+        max_length=4,
+        description="extents in lattice units, time first; gauge theories have two, densities one, their dimension",
     )
 
 
@@ -189,6 +82,11 @@ class TrainingSettings(Settings):
         None, description="coarser grid of holonomy shifts while training, gauge theories only (absent: the action's)"
     )
     checkpoint_every: Count = Field(200, description="steps between checkpoints")
+    start_from: str | None = Field(
+        None,
+        min_length=1,
+        description="folder of a trained run, on another lattice for instance, with whose weights to begin",
+    )
     samples: str | None = Field(
         None, min_length=1, description="HDF5 ensemble to learn from; required for forward_kl, and only there"
     )
@@ -280,11 +178,10 @@ class Config(Settings):
 
     run: RunSettings = Field(RunSettings(), description="How the run is carried out. May be absent.")
     lattice: LatticeSettings = Field(description="The periodic lattice. Required.")
-    action: U1Settings | SchwingerSettings | ScalarSettings = Field(
-        discriminator="kind", description="The theory to be sampled. Required."
+    action: LatticeTheory | Density = Field(discriminator="kind", description="The theory to be sampled. Required.")
+    sampler: FlowSamplerSettings | StabilisedSamplerSettings = Field(
+        discriminator="kind", description='What proposes configurations. May be absent; kind is "flow" if not given.'
     )
-    # One kind so far; with a second one this becomes a union with discriminator="kind", like the action.
-    sampler: FlowSamplerSettings = Field(description="What proposes configurations. May be absent.")
     training: TrainingSettings | None = Field(None, description="Training of the sampler. Absent: nothing is trained.")
     chain: ChainSettings = Field(ChainSettings(), description="The Markov chains. May be absent.")
     baseline: BaselineSettings | None = Field(

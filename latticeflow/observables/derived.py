@@ -8,7 +8,8 @@ from math import prod
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from latticeflow.actions import Action, HolonomyMarginal, SchwingerAction
+from latticeflow.actions import Action, HolonomyMarginal, ScalarAction, SchwingerAction
+from latticeflow.exact import schwinger_dyson_residual
 
 Array = NDArray[np.float64]
 MASSES = ("effective_mass", "pion_effective_mass", "eta_effective_mass", "pcac_mass")
@@ -37,6 +38,7 @@ def derived(action: Action, shape: Sequence[int]) -> dict[str, Derived]:
         binder_cumulant       1 - <M^4> / (3 <M^2>^2)
         correlation_length    second moment, see `second_moment_length`
         effective_mass        of `two_point`, nothing subtracted
+        schwinger_dyson       what is left of the identity `<phi dS/dphi> = 1`; 0 in an exact ensemble
 
     Gauge: `creutz_ratios`, see there. With fermions also, c being the condensate of a configuration,
 
@@ -45,10 +47,12 @@ def derived(action: Action, shape: Sequence[int]) -> dict[str, Derived]:
         pion_effective_mass, eta_effective_mass
         pcac_mass                             see `pcac_mass`
 
-    The masses are those at t = 1..L0//2; a lattice of one time slice has none.
+    The masses are those at t = 1..L0//2; a lattice of one time slice has none. Densities have no derived quantities.
     """
     bare = action.action if isinstance(action, HolonomyMarginal) else action
-    found = _scalar(tuple(shape)) if bare.field_name == "phi" else _gauge(tuple(shape))
+    if bare.field_name == "x":
+        return {}
+    found = _scalar(bare, tuple(shape)) if isinstance(bare, ScalarAction) else _gauge(tuple(shape))
     if isinstance(bare, SchwingerAction):
         found |= _fermions(bare.flavours, tuple(shape))
     return {name: replace(quantity, function=partial(_finite, quantity.function)) for name, quantity in found.items()}
@@ -129,7 +133,7 @@ def second_moment_length(zero: float, smallest: float, shape: Sequence[int]) -> 
     return float(np.sqrt(max(xi2, 0.0)))
 
 
-def _scalar(shape: tuple[int, ...]) -> dict[str, Derived]:
+def _scalar(action: ScalarAction, shape: tuple[int, ...]) -> dict[str, Derived]:
     volume = prod(shape)
 
     def length(means: Array) -> Array:
@@ -139,6 +143,11 @@ def _scalar(shape: tuple[int, ...]) -> dict[str, Derived]:
         "susceptibility": Derived(("magnetisation",), lambda m: [m**2, np.abs(m)], partial(_variance, volume)),
         "binder_cumulant": Derived(
             ("magnetisation",), lambda m: [m**2, m**4], lambda means: 1 - means[1] / (3 * means[0] ** 2)
+        ),
+        "schwinger_dyson": Derived(
+            ("phi_squared", "phi_fourth", "phi_neighbour"),
+            _flat,
+            lambda means: np.asarray(schwinger_dyson_residual(action.m2, action.lam, *means, dimension=len(shape))),
         ),
         "correlation_length": Derived(("magnetisation_squared", "momentum_min"), _flat, length),
     }

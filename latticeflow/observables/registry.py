@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 from latticeflow.actions import Action, HolonomyMarginal, SchwingerAction
-from latticeflow.observables import fermion, gauge, scalar
+from latticeflow.observables import density, fermion, gauge, scalar
 from latticeflow.observables.measurement import Measurement, Observable, members, single
 
 POLYAKOV = tuple(f"polyakov_{mu}_{part}" for mu in ("time", "space") for part in ("real", "imaginary", "abs"))
@@ -43,6 +43,8 @@ def _of_theory(action: Action) -> tuple[dict[str, Observable], dict[str, Observa
     bare = action.action if isinstance(action, HolonomyMarginal) else action
     if bare.field_name == "phi":
         return _scalar()
+    if bare.field_name == "x":
+        return _density()
     default, others = _gauge()
     if isinstance(bare, SchwingerAction):
         cheap, costly = _fermions(bare.kappa)
@@ -61,6 +63,18 @@ def _scalar() -> tuple[dict[str, Observable], dict[str, Observable]]:
         single("momentum_min", scalar.momentum_min),
     )
     return default, members(single("momentum_zero", scalar.momentum_zero), single("two_point", scalar.two_point))
+
+
+def _density() -> tuple[dict[str, Observable], dict[str, Observable]]:
+    default = members(
+        single("first_coordinate", density.first_coordinate),
+        single("coordinate_mean", density.coordinate_mean),
+    )
+    others = members(
+        single("coordinates", density.coordinates),
+        single("coordinates_squared", density.coordinates_squared),
+    )
+    return default, others
 
 
 def _gauge() -> tuple[dict[str, Observable], dict[str, Observable]]:

@@ -2,5 +2,6 @@
 
 from latticeflow.samplers.baseline import Baseline, quenched_baseline, tune_quenched
 from latticeflow.samplers.flow import FlowSampler
+from latticeflow.samplers.stabilised import StabilisedSampler
 
-__all__ = ["Baseline", "FlowSampler", "quenched_baseline", "tune_quenched"]
+__all__ = ["Baseline", "FlowSampler", "StabilisedSampler", "quenched_baseline", "tune_quenched"]

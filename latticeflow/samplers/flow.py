@@ -1,5 +1,7 @@
 """A flow on top of a prior."""
 
+from itertools import chain
+
 from torch import Generator, Tensor, nn
 
 from latticeflow.flows import Bijection
@@ -9,8 +11,8 @@ from latticeflow.priors import Prior
 class FlowSampler(nn.Module):
     """Draws `x = f(z)`, `z` from the prior, with `log q(x) = log prior(z) - log|det dx/dz|` in float64.
 
-    The prior draws in float64; fields then take the dtype and device of the flow's parameters (float64 on the CPU for a
-    flow without any).
+    The prior draws in float64; fields then take the dtype and device of the flow's parameters, else of the
+    prior's (without any, float64 on the generator's device).
     """
 
     def __init__(self, prior: Prior, flow: Bijection) -> None:
@@ -27,7 +29,7 @@ class FlowSampler(nn.Module):
     def latent(self, n: int, generator: Generator | None = None) -> Tensor:
         """Return n draws of the prior in the flow's dtype and device."""
         z = self.prior.sample(n, generator)
-        parameter = next(self.parameters(), z)
+        parameter = next(chain(self.flow.parameters(), self.parameters()), z)
         return z.to(dtype=parameter.dtype, device=parameter.device)
 
     def log_prob(self, x: Tensor) -> Tensor:

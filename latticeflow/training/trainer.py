@@ -4,7 +4,7 @@ import copy
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -92,13 +92,35 @@ class Trainer:
         self.best_ess, self.best_weights = 0.0, self._weights()
         self.started = time.perf_counter()
 
+    def start_from(self, weights: Mapping[str, Tensor]) -> None:
+        """Begin with the weights of another sampler, of another lattice for instance.
+
+        Raises ValueError, naming them and their shapes, for weights that are missing, too many or of another shape.
+        """
+        own = self.sampler.state_dict()
+        wrong = [
+            f"{name} is {_shape(weights.get(name))}, expected {_shape(own.get(name))}"
+            for name in sorted({*own, *weights})
+            if _shape(weights.get(name)) != _shape(own.get(name))
+        ]
+        if wrong:
+            more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+            raise ValueError(f"the weights to start from do not fit: {'; '.join(wrong[:3])}{more}")
+        self.sampler.load_state_dict(weights)
+        self.best_weights = self._weights()
+
     def run(self, on_step: Callable[["Trainer", StepRecord], None] | None = None) -> None:
-        """Take the remaining steps, then restore the best weights; `on_step` sees each record."""
+        """Take the remaining steps, then restore the best weights; `on_step` sees each record.
+
+        Raises TrainingError when the last 20 steps, those of an earlier life included, were all skipped.
+        """
         while self.step < self.settings.steps:
             record = self._take_step()
             self.records.append(record)
             if on_step is not None:
                 on_step(self, record)
+            self._stop_if_hopeless()
+        self._stop_if_hopeless()  # an earlier life may have come to its last step
         self.sampler.load_state_dict(self.best_weights)
 
     def _take_step(self) -> StepRecord:
@@ -116,11 +138,10 @@ class Trainer:
             self.recent.append(log_weight)
         running = ess(torch.cat(tuple(self.recent)).cpu().numpy()) if self.recent else 0.0
         self.step += 1
-        self._keep_best(running)
+        if not skipped:
+            self._keep_best(running)
         seconds = time.perf_counter() - self.started
-        record = StepRecord(self.step, -float(log_weight.mean()), running, norm, rate, seconds, skipped)
-        self._stop_if_hopeless(record)
-        return record
+        return StepRecord(self.step, -float(log_weight.mean()), running, norm, rate, seconds, skipped)
 
     def trial_step(self) -> None:
         """Compute one gradient and throw it away: for timing."""
@@ -142,11 +163,10 @@ class Trainer:
         if (whole or last) and running >= self.best_ess:
             self.best_ess, self.best_weights = running, self._weights()
 
-    def _stop_if_hopeless(self, record: StepRecord) -> None:
-        last = [*self.records[1 - MAX_SKIPPED_IN_A_ROW :], record]
-        if len(last) == MAX_SKIPPED_IN_A_ROW and all(r.skipped for r in last):
+    def _stop_if_hopeless(self) -> None:
+        if hopeless([record.skipped for record in self.records]):
             raise TrainingError(
-                f"step {record.step}: {len(last)} steps in a row had a non-finite loss or gradient; "
+                f"step {self.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient; "
                 f"lower learning_rate ({self.settings.learning_rate:g}) or set gradient_clip"
             )
 
@@ -174,6 +194,15 @@ class Trainer:
 
     def _weights(self) -> dict[str, Tensor]:
         return {name: tensor.detach().clone() for name, tensor in self.sampler.state_dict().items()}
+
+
+def hopeless(skipped: Sequence[bool]) -> bool:
+    """Return whether a training ended in so many skipped steps that it cannot go on."""
+    return len(skipped) >= MAX_SKIPPED_IN_A_ROW and all(skipped[-MAX_SKIPPED_IN_A_ROW:])
+
+
+def _shape(weight: Tensor | None) -> str:
+    return "absent" if weight is None else str(list(weight.shape))
 
 
 def train(

@@ -38,7 +38,7 @@ def test_sections_are_those_of_the_file():
 
 def test_types_and_defaults_are_in_words():
     text = reference()
-    assert "| `shape` | list of 1 to 4 integers from 1 to 4096 | required |" in text
+    assert "| `shape` | list of 1 to 4 integers from 1 to 65536 | required |" in text
     assert "| `kappa` | number >= 0 and < 0.5 | required |" in text
     assert "| `kernel` | odd integer >= 1 | `3` |" in text
     assert "| `threads` | integer from 1 to 4096 | absent |" in text

@@ -62,6 +62,7 @@ def test_defaults_of_training_and_flow():
         "window": 50,
         "holonomies": None,
         "checkpoint_every": 200,
+        "start_from": None,
         "samples": None,
     }
 
@@ -167,7 +168,7 @@ WRONG = {
         '["8", 8]',
         "8",
         '"88"',
-        "[4097, 8]",
+        "[65537, 8]",
         "[2, 2, 2, 2, 2]",
     ],
     "action.beta": ["-0.1", "true", '"2"', "nan", "inf", "-inf", "[2.0]", "1e7", "1" + "0" * 400, "2024-01-01"],
@@ -197,6 +198,7 @@ WRONG = {
     "training.holonomies": ["[0, 1]", "[12]"],
     "training.checkpoint_every": ["0"],
     "training.samples": ['""', "1"],
+    "training.start_from": ['""', "1"],
     "chain.kernels": ['"hmc"', '["metropolis"]', "[]", "[1]"],
     "chain.start": ['"hot"'],
     "chain.thermalisation": ["-1", "1.5"],

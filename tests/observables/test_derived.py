@@ -12,7 +12,7 @@ from latticeflow.observables.derived import creutz_ratios, pcac_mass, second_mom
 from latticeflow.priors import HaarUniform, Normal
 from latticeflow.stats import gamma_derived
 
-SCALAR = ["susceptibility", "binder_cumulant", "correlation_length", "effective_mass"]
+SCALAR = ["susceptibility", "binder_cumulant", "schwinger_dyson", "correlation_length", "effective_mass"]
 FERMION = [
     "chiral_susceptibility_disconnected",
     "eta_correlator",

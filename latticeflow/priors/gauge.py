@@ -1,12 +1,7 @@
-"""Base distributions: independent normals, Haar-uniform links, and the exact quenched U(1) sampler.
-
-Each has `sample(n, generator=None)` in float64 and `log_prob(x) -> (n,)`; link densities refer to Haar measure.
-"""
+"""Priors of U(1) links: Haar-uniform ones and the exact quenched sampler; densities refer to Haar measure."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,39 +9,8 @@ from torch import Generator, Tensor
 
 from latticeflow.exact import u1_charge_log_z, u1_gaussian_log_mean, u1_log_z
 from latticeflow.lattice import check_shape, site_sum, volume
+from latticeflow.priors.base import Prior, device_options, draw_options
 from latticeflow.u1 import plaquette, random_gauge_transform, sawtooth, wrap
-
-
-class Prior(ABC):
-    """A distribution of fields that can be drawn exactly."""
-
-    @abstractmethod
-    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
-        """Return n independent fields, float64, on the generator's device."""
-
-    @abstractmethod
-    def log_prob(self, x: Tensor) -> Tensor:
-        """Return the log density of each field, `(n, ...) -> (n,)`."""
-
-
-class Normal(Prior):
-    """Independent normals of mean 0 and width `scale` at every site; density with respect to Lebesgue measure.
-
-    Raises ValueError unless scale is positive and finite.
-    """
-
-    def __init__(self, shape: Sequence[int], *, scale: float = 1.0) -> None:
-        if not 0 < scale < math.inf:
-            raise ValueError(f"scale must be positive and finite, got {scale!r}")
-        self.shape = check_shape(shape)
-        self.scale = scale
-
-    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
-        return self.scale * torch.randn(n, *self.shape, **_draw(generator))
-
-    def log_prob(self, x: Tensor) -> Tensor:
-        constant = volume(self.shape) * (0.5 * math.log(2 * math.pi) + math.log(self.scale))
-        return -0.5 * ((x / self.scale) ** 2).flatten(1).sum(1) - constant
 
 
 class HaarUniform(Prior):
@@ -56,7 +20,7 @@ class HaarUniform(Prior):
         self.shape = check_shape(shape, dimensions=2)
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
-        return math.pi * (2 * torch.rand(n, 2, *self.shape, **_draw(generator)) - 1)
+        return math.pi * (2 * torch.rand(n, 2, *self.shape, **draw_options(generator)) - 1)
 
     def log_prob(self, x: Tensor) -> Tensor:
         return x.new_zeros(len(x))
@@ -101,7 +65,7 @@ class QuenchedU1(Prior):
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
         plaquettes = self._plaquettes(n, generator)
-        holonomies = 2 * math.pi * torch.rand(n, 2, **_draw(generator))
+        holonomies = 2 * math.pi * torch.rand(n, 2, **draw_options(generator))
         return wrap(random_gauge_transform(links_from_plaquettes(plaquettes, holonomies), generator))
 
     def log_prob(self, x: Tensor) -> Tensor:
@@ -135,14 +99,14 @@ class QuenchedU1(Prior):
     def _plaquettes(self, n: int, generator: Generator | None) -> Tensor:
         """Return plaquette angles `(n, L0, L1)` whose sum is a multiple of 2 pi."""
         size = volume(self.shape)
-        accepted: list[Tensor] = [torch.zeros(0, *self.shape, **_device(generator))]
+        accepted: list[Tensor] = [torch.zeros(0, *self.shape, **device_options(generator))]
         missing = n
         while missing > 0:
             drawn = von_mises(self.beta, (2 * missing + 16, size - 1), generator)
             last = wrap(-drawn.sum(1, keepdim=True))
             angle = torch.cat([drawn, last], dim=1).reshape(-1, *self.shape)
             log_accept = self.beta * (torch.cos(last[:, 0]) - 1) + self._log_factor(angle)
-            keep = torch.rand(len(angle), **_draw(generator)).log() < log_accept
+            keep = torch.rand(len(angle), **draw_options(generator)).log() < log_accept
             accepted.append(angle[keep])
             missing -= int(keep.sum())
         return torch.cat(accepted)[:n]
@@ -169,13 +133,13 @@ def von_mises(concentration: float, size: Sequence[int], generator: Generator | 
     """
     total = math.prod(size)
     if total == 0:
-        return torch.zeros(*size, **_device(generator))
+        return torch.zeros(*size, **device_options(generator))
     tau = 1 + math.sqrt(1 + 4 * concentration**2)
     ratio = 2 * concentration / tau
     accepted: list[Tensor] = []
     missing = total
     while missing > 0:
-        u1, u2, u3 = torch.rand(3, missing + missing // 2 + 16, **_draw(generator))
+        u1, u2, u3 = torch.rand(3, missing + missing // 2 + 16, **draw_options(generator))
         z = torch.cos(math.pi * u1)
         cosine = ((ratio + z) / (1 + ratio * z)).clamp(-1, 1)
         c = tau / 2 - concentration * cosine
@@ -183,12 +147,3 @@ def von_mises(concentration: float, size: Sequence[int], generator: Generator | 
         accepted.append((torch.sign(u3 - 0.5) * torch.acos(cosine))[keep])
         missing -= int(keep.sum())
     return torch.cat(accepted)[:total].reshape(*size)
-
-
-def _device(generator: Generator | None) -> dict[str, Any]:
-    device = generator.device if generator is not None else torch.device("cpu")
-    return {"dtype": torch.float64, "device": device}
-
-
-def _draw(generator: Generator | None) -> dict[str, Any]:
-    return {"generator": generator, **_device(generator)}

@@ -1,4 +1,4 @@
-"""Priors against closed forms: exact charge distribution, plaquette, partition functions and single-link laws.
+"""Priors of links against closed forms: exact charge distribution, plaquette, partition functions and single-link laws.
 
 Thresholds of statistical tests are set for a false-alarm rate of 1e-5 or less per case (chi^2 p-values) or 4.9 standard
 deviations (1e-6); all generators are seeded.
@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from scipy.special import ive
-from scipy.stats import chisquare, kstest, norm, vonmises
+from scipy.stats import chisquare, kstest, vonmises
 
 from latticeflow.exact import u1_charge_distribution, u1_log_z
-from latticeflow.priors import HaarUniform, Normal, QuenchedU1, links_from_plaquettes, von_mises
+from latticeflow.priors import HaarUniform, QuenchedU1, links_from_plaquettes, von_mises
 from latticeflow.u1 import plaquette, polyakov_loop, topological_charge
 
 FACTORS = [0.0, 0.6, 0.25]  # of Q^2
@@ -23,16 +23,6 @@ BETAS = [0.0, 0.5, 2.0, 6.0, 30.0]
 SHAPES = [(2, 2), (3, 4), (4, 4), (8, 8)]
 SAMPLES = 3000
 DEVIATIONS = 4.9
-
-PRIORS = {
-    "normal 1d": (Normal((5,), scale=0.7), (5,)),
-    "normal 3d": (Normal((2, 3, 4)), (2, 3, 4)),
-    "haar": (HaarUniform((3, 5)), (2, 3, 5)),
-    "quenched": (QuenchedU1(2.0, (3, 5)), (2, 3, 5)),
-    "quenched with sectors": (QuenchedU1(1.0, [4, 4], sector=0.6), (2, 4, 4)),
-    "quenched with smooth sectors": (QuenchedU1(1.0, [4, 4], smooth_sector=SMOOTH), (2, 4, 4)),
-    "quenched without freedom": (QuenchedU1(2.0, (1, 2)), (2, 1, 2)),
-}
 
 
 def seeded(seed):
@@ -79,49 +69,6 @@ def merged(observed, expected):
         kept[smallest] += values[~common].sum()
         counts.append(kept)
     return counts
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_contract_of_every_prior(name):
-    prior, shape = PRIORS[name]
-    first, again, other = prior.sample(7, seeded(1)), prior.sample(7, seeded(1)), prior.sample(7, seeded(2))
-    assert first.shape == (7, *shape)
-    assert first.dtype == torch.float64
-    assert torch.equal(first, again)
-    assert not torch.equal(first, other)
-    log_prob = prior.log_prob(first)
-    assert log_prob.shape == (7,)
-    assert log_prob.dtype == torch.float64
-    for i in range(7):
-        torch.testing.assert_close(prior.log_prob(first[i : i + 1])[0], log_prob[i])
-    assert len(torch.unique(first.reshape(7, -1), dim=0)) == 7
-
-
-@pytest.mark.parametrize("name", PRIORS)
-def test_without_a_generator_the_global_one_serves(name):
-    prior, shape = PRIORS[name]
-    torch.manual_seed(3)
-    first = prior.sample(2)
-    torch.manual_seed(3)
-    assert torch.equal(prior.sample(2), first)
-    assert first.shape == (2, *shape)
-
-
-@pytest.mark.parametrize(("shape", "scale"), [((5,), 1.0), ((3, 4), 0.3), ((2, 3, 2), 2.5)])
-def test_normal_density_in_closed_form(shape, scale):
-    prior = Normal(shape, scale=scale)
-    x = 2 * torch.randn(6, *shape, dtype=torch.float64, generator=seeded(4))
-    expected = norm.logpdf(x.numpy(), scale=scale).reshape(6, -1).sum(axis=1)
-    np.testing.assert_allclose(prior.log_prob(x).numpy(), expected, rtol=1e-12)
-
-
-@pytest.mark.parametrize("scale", [0.3, 1.0, 2.5])
-def test_normal_samples_are_normal(scale):
-    """Kolmogorov-Smirnov over all sites at 1e-6, and correlations of neighbouring sites at 4.9 deviations."""
-    x = Normal((3, 4), scale=scale).sample(SAMPLES, seeded(5)).reshape(SAMPLES, 12).numpy() / scale
-    assert kstest(x.ravel(), "norm").pvalue > 1e-6
-    mean, error = mean_and_error((x[:, :-1] * x[:, 1:]).ravel())
-    assert abs(mean) < DEVIATIONS * error
 
 
 def test_haar_density_is_one():
@@ -283,12 +230,6 @@ def test_links_from_plaquettes_keep_the_charge():
     plaquettes = torch.full((1, 3, 4), 2 * math.pi * 2 / 12, dtype=torch.float64)
     links = links_from_plaquettes(plaquettes, torch.zeros(1, 2, dtype=torch.float64))
     assert float(topological_charge(links)) == 2
-
-
-@pytest.mark.parametrize("scale", [0.0, -1.0, math.inf, math.nan])
-def test_bad_scale_is_named(scale):
-    with pytest.raises(ValueError, match=f"scale must be positive and finite, got {scale!r}"):
-        Normal((4,), scale=scale)
 
 
 @pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])

@@ -1,0 +1,132 @@
+"""The section `[sampler]`: priors, flows, and the kinds of samplers that are made of them."""
+
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from latticeflow.config.types import Beta, Count, Counts, NonNegative, Positive, Settings, SmoothSector, odd
+
+
+class HaarSettings(Settings):
+    """Independent uniform links."""
+
+    kind: Literal["haar"] = Field(description="Haar measure of every link")
+
+
+class QuenchedSettings(Settings):
+    """Exact independent draws of the pure gauge theory."""
+
+    kind: Literal["quenched"] = Field(description="exact quenched U(1)")
+    beta: Beta | None = Field(None, description="gauge coupling of the prior, dimensionless (absent: the action's)")
+    sector: NonNegative = Field(0.0, description="c in the sector factor exp(-c Q^2), dimensionless")
+    smooth_sector: SmoothSector = Field(
+        (), description="pairs [a, c]: smooth sector factor sum of a exp(-c R^2), the weights a adding up to 1"
+    )
+
+
+class NormalSettings(Settings):
+    """Independent normal variables at every site."""
+
+    kind: Literal["normal"] = Field(description="normal distribution of mean 0")
+    scale: Positive = Field(1.0, description="standard deviation, in units of the field")
+
+
+class FreeFieldSettings(Settings):
+    """Exact independent draws of the free scalar field."""
+
+    kind: Literal["free_field"] = Field(description="Gaussian field with the propagator 1 / (2 (m2 + khat^2))")
+    m2: Positive = Field(description="coefficient of phi^2, lattice units")
+
+
+class StudentTSettings(Settings):
+    """Independent student-t variables at every site, with trainable degrees of freedom."""
+
+    kind: Literal["student_t"] = Field(description="student-t distribution of location 0 and scale 1")
+    degrees_of_freedom: Positive = Field(30.0, description="degrees of freedom before training")
+    sites: Literal["own", "shared"] = Field("own", description="degrees of freedom of every site, or one for all")
+
+
+class GaugeFlowSettings(Settings):
+    """Gauge-equivariant plaquette couplings; the extents must be multiples of 4."""
+
+    kind: Literal["gauge"] = Field(description="plaquette couplings")
+    layers: Count = Field(8, description="number of couplings; 8 update every link once")
+    bins: int = Field(6, ge=2, le=64, description="bins of each circular spline")
+    hidden: Counts = Field((64, 64), description="channels of the conditioner's hidden layers")
+    conditioner: Literal["global", "local"] = Field(
+        "global", description="first layer sees all mask cells, the others one each; or convolutions throughout"
+    )
+    kernel: Annotated[Count, AfterValidator(odd)] = Field(
+        3, description="side of the convolutions of a local conditioner, in mask cells"
+    )
+    dilations: Counts | None = Field(
+        None, description="dilation of each local convolution, in mask cells, one more than hidden (absent: all 1)"
+    )
+
+
+class IdentitySettings(Settings):
+    """No flow: the prior itself proposes, and there is nothing to train."""
+
+    kind: Literal["identity"] = Field(description="no flow")
+
+
+class Couplings(Settings):
+    """Keys of couplings of real fields, which several sections share."""
+
+    layers: Count = Field(32, description="number of couplings; two update every site once")
+    mask: Literal["checkerboard", "stripes", "random"] = Field(
+        "checkerboard", description="which half of the sites a coupling updates, the other half in turn"
+    )
+    transform: Literal["affine", "spline"] = Field(
+        "affine", description="map of each site: affine, or a rational-quadratic spline with linear tails, then affine"
+    )
+    bins: int = Field(8, ge=2, le=64, description="bins of each spline")
+    bound: Positive = Field(3.0, description="the splines act between -bound and bound, in units of the latent field")
+    clamp: Literal["asymmetric", "symmetric", "tanh", "none"] = Field(
+        "asymmetric", description="soft clamp of the couplings' log scales"
+    )
+    clamp_positive: Positive = Field(0.1, description="largest log scale of the asymmetric clamp")
+    clamp_negative: Positive = Field(2.0, description="minus the smallest log scale, on both sides of other clamps")
+    conditioner: Literal["convolution", "dense"] = Field(
+        "convolution", description="network that reads the frozen sites: the same everywhere, or one that sees all"
+    )
+    hidden: Counts = Field((64,), description="channels of the conditioner's hidden layers")
+    kernel: Annotated[Count, AfterValidator(odd)] = Field(3, description="side of the first convolution, in sites")
+    inner_kernel: Annotated[Count, AfterValidator(odd)] = Field(1, description="side of the others, in sites")
+    symmetry: Literal["none", "z2"] = Field("none", description='"z2": the flow commutes with phi -> -phi')
+
+
+class CouplingFlowSettings(Couplings):
+    """Couplings of real fields on site masks (RealNVP, spline flows)."""
+
+    kind: Literal["coupling"] = Field(description="couplings of real fields")
+
+
+Prior = HaarSettings | QuenchedSettings | NormalSettings | FreeFieldSettings | StudentTSettings
+
+
+class FlowSamplerSettings(Settings):
+    """A flow on top of a prior."""
+
+    kind: Literal["flow"] = Field("flow", description="kind of sampler")
+    prior: Prior = Field(
+        discriminator="kind",
+        description='The base distribution. Absent: "quenched" for gauge theories, "student_t" for a stabilised '
+        'sampler, else "normal".',
+    )
+    flow: GaugeFlowSettings | CouplingFlowSettings | IdentitySettings = Field(
+        discriminator="kind", description='The bijection applied to the prior\'s draws. Absent: "identity".'
+    )
+
+
+class StabilisedSamplerSettings(Couplings):
+    """Couplings with soft clamps, then LOFT, then an elementwise affine map (arXiv:2402.16408)."""
+
+    kind: Literal["stabilised"] = Field(description="stabilised deep flow of a real field")
+    prior: Prior = Field(discriminator="kind", description="The base distribution.")
+    tau: Positive = Field(100.0, description="where LOFT begins to compress, in units of the field before the last map")
+    headroom: NonNegative = Field(
+        0.0,
+        description="log scale by which the couplings contract and the last map expands at first, for heavy tails",
+    )
+    sites: Literal["own", "shared"] = Field("own", description="scale and shift of every site, or one for all")

@@ -1,0 +1,89 @@
+"""A training that had to stop: its state is whole, it goes on when the fault is gone and stops again while it lasts."""
+
+import math
+
+import pytest
+import torch
+
+from latticeflow.actions import Action, ScalarAction
+from latticeflow.samplers import StabilisedSampler
+from latticeflow.training import Trainer, TrainingError, TrainingSettings, make_estimator
+
+
+class Faulty(Action):
+    """phi^4, but NaN from a chosen call on, counted from 1."""
+
+    def __init__(self, bad_from):
+        self.bad_from, self.calls = bad_from, 0
+
+    def __call__(self, field):
+        self.calls += 1
+        values = ScalarAction(1.0, 0.5)(field)
+        return values if self.calls < self.bad_from else torch.full_like(values, math.nan)
+
+    def field_shape(self, shape):
+        return shape
+
+
+def trainer(*, bad_from=math.inf, steps=30):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = StabilisedSampler((4, 4), layers=2, hidden=(4,), shared=True).double()
+    settings = TrainingSettings(steps=steps, batch=4, warmup=0, window=2)
+    return Trainer(model, Faulty(bad_from), make_estimator("path"), settings)
+
+
+def weights(run):
+    return torch.cat([p.detach().flatten() for p in run.sampler.parameters()])
+
+
+@pytest.fixture
+def failed():
+    run = trainer(bad_from=3)
+    with pytest.raises(TrainingError, match="step 22: 20 steps in a row"):
+        run.run()
+    return run
+
+
+def test_each_step_has_its_record(failed):
+    """Also the one that ended it: a log of the records counts all 20."""
+    assert failed.step == 22
+    assert [record.step for record in failed.records] == list(range(1, 23))
+    assert [record.step for record in failed.records if record.skipped] == list(range(3, 23))
+
+
+def test_the_one_that_ended_it_is_shown():
+    run, seen = trainer(bad_from=3), []
+    with pytest.raises(TrainingError):
+        run.run(lambda trainer, record: seen.append(record.step))
+    assert seen == list(range(1, 23))
+
+
+def test_the_weights_are_those_of_the_last_good_step(failed):
+    """The state holds them, and the ones that a training of the good steps alone would have."""
+    short, at_step = trainer(), {}
+    short.run(lambda run, record: at_step.update({record.step: weights(run)}))
+    assert torch.equal(weights(failed), at_step[2])
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in failed.state_dict()["weights"].values())
+
+
+def test_it_goes_on_without_the_fault(failed):
+    continued = trainer()
+    continued.load_state_dict(failed.state_dict())
+    continued.run()
+    assert [record.step for record in continued.records] == list(range(1, 31))
+    assert sum(record.skipped for record in continued.records) == 20
+
+
+def test_it_stops_at_once_while_the_fault_lasts(failed):
+    with pytest.raises(TrainingError, match="step 23"):
+        failed.run()
+
+
+def test_weights_with_a_non_finite_loss_are_not_the_best():
+    """The first update may have ruined the weights, which the window's ESS, measured before it, does not see."""
+    run = trainer(bad_from=2, steps=6)
+    start = weights(run)
+    run.run()
+    assert [record.skipped for record in run.records] == [False] + [True] * 5
+    assert torch.equal(weights(run), start)
