@@ -114,6 +114,26 @@ def _mask_problems(values: Values, section: str) -> Iterator[Problem]:
         yield Problem("lattice.shape", f"even extents for convolutions on a {mask} mask", written(shape), hint)
 
 
+def coupling_kernel(values: Values) -> list[Problem]:
+    """A window of one site holds none of the frozen sites, which a convolution reads first."""
+    if values["action.kind"] in GAUGE_THEORIES:
+        return []
+    return [
+        Problem(f"{section}.kernel", "odd integer >= 3 for convolutions", "1")
+        for section in _couplings(values)
+        if values.get(f"{section}.conditioner") == "convolution" and values.get(f"{section}.kernel") == 1
+    ]
+
+
+def sampler_headroom(values: Values) -> list[Problem]:
+    """The couplings start with log scales of -2 headroom / layers, inside what their clamp allows."""
+    headroom, layers, negative = (values[f"sampler.{name}"] for name in ("headroom", "layers", "clamp_negative"))
+    if values["sampler.clamp"] == "none" or 2 * headroom / layers < negative:
+        return []
+    expected = f"number < {0.5 * layers * negative:g}, half of layers x clamp_negative"
+    return [Problem("sampler.headroom", expected, written(headroom), "more sampler.layers share it")]
+
+
 def flow_tiles(values: Values) -> list[Problem]:
     """The stripe masks of a gauge flow tile only some lattices."""
     theory, shape = values["action.kind"], values["lattice.shape"]
@@ -258,6 +278,8 @@ CHECKS = (
     flow_theory,
     sampler_theory,
     coupling_mask,
+    coupling_kernel,
+    sampler_headroom,
     flow_tiles,
     prior_theory,
     prior_sector_factor,

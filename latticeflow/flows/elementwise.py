@@ -26,12 +26,14 @@ class ElementwiseAffine(Bijection):
         self.shift = nn.Parameter(torch.zeros(own)) if shift else None
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = self._log_det(z)
         x = z * torch.exp(self.log_scale)
-        return x if self.shift is None else x + self.shift, self._log_det(z)
+        return x if self.shift is None else x + self.shift, log_det
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_det = self._log_det(x)
         z = x if self.shift is None else x - self.shift
-        return z * torch.exp(-self.log_scale), -self._log_det(x)
+        return z * torch.exp(-self.log_scale), -log_det
 
     def _log_det(self, field: Tensor) -> Tensor:
         if field.shape[1:] != self.shape:

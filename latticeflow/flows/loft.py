@@ -28,10 +28,9 @@ class LOFT(Bijection):
         return self._inner(z) + torch.copysign(beyond, z), -beyond.flatten(1).sum(1)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        beyond = (x.abs() - self.tau).clamp(min=0)
         farthest = 0.25 * math.log(torch.finfo(x.dtype).max)  # no draw is there; an infinite z would be NaN further on
-        outer = torch.copysign(torch.expm1(beyond.clamp(max=farthest)), x)
-        return self._inner(x) + outer, beyond.flatten(1).sum(1)
+        beyond = (x.abs() - self.tau).clamp(0, farthest)
+        return self._inner(x) + torch.copysign(torch.expm1(beyond), x), beyond.flatten(1).sum(1)
 
     def _inner(self, x: Tensor) -> Tensor:
         return x.clamp(-self.tau, self.tau)

@@ -36,9 +36,10 @@ class StabilisedSampler(FlowSampler):
         odd: bool = False,
         **couplings: Any,
     ) -> None:
+        start = -2 * headroom / max(layers, 1)
         flow = Sequential(
             [
-                *coupling_flow(shape, layers=layers, odd=odd, start=-2 * headroom / layers, **couplings).layers,
+                *coupling_flow(shape, layers=layers, odd=odd, start=start, **couplings).layers,
                 LOFT(tau),
                 ElementwiseAffine(shape, shared=shared, shift=not odd, start=float(headroom)),
             ]

@@ -10,7 +10,7 @@ The leading axes are always `(chain, draw, ...)`, as in ArviZ and xarray; every 
     /state/n_committed     scalar int64                  draws that every chain has; its complement in /state/complement
     /observables/<name>    (chain, draw, ...)            attribute measured: the draws that it has
     /analysis/<name>       group                         attributes mean, error, tau_int, ...; data sets such as rho
-    /training/<name>       (step,)                       step, loss, ess, seconds
+    /training/<name>       (step,)                       step, loss, ess, seconds, skipped
 
 The root has the attributes format ("latticeflow-ensemble"), format_version (2), theory, lattice_shape, config (TOML),
 config_sha256, package_version, chains, draws, block, first_draw and continues (new in version 2, as is complement).

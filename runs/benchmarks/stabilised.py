@@ -1,13 +1,14 @@
 """Stabilised deep flows on densities (arXiv:2402.16408): against other flows, against depth, and what a step costs.
 
-    python runs/benchmarks/stabilised.py [--steps 2000] [--part table|depth|cost] [--only WORD] [--threads 1]
+    python runs/benchmarks/stabilised.py [--steps 1000] [--part table|depth|cost] [--only WORD] [--threads 1]
 
 Every flow takes the same number of steps from the same seed and is judged by its last weights: ELBO and log Z from 20
 times 20000 draws (mean and spread of the 20), ESS/N of all of them, skipped steps, the largest |z| that any layer gave
-on these draws, and the CPU seconds of the training. "HMC" is 64 chains of 1000 trajectories after 1000 for
+on these draws, and the CPU seconds of the training. "HMC" is 64 chains of 500 trajectories after 500 for
 thermalisation; its log Z is Bennett's, between its configurations and the draws of the stabilised flow, and its ESS
 that of the action. "AIS" anneals the mean-field draws to the target by HMC: a log Z that no deep flow has a part in.
-Writes results/stabilised.json and results/stabilised.md beside this file.
+Writes results/stabilised.json and results/stabilised.md beside this file; rows of targets that `--only` leaves out stay
+as they were.
 """
 
 import argparse
@@ -46,8 +47,10 @@ from latticeflow.training import Trainer, TrainingError, TrainingSettings, make_
 RESULTS = Path(__file__).parent / "results"
 SEED = 1
 REPEATS, DRAWS, CHUNK = 20, 20000, 2500
-REPLICA, TRAJECTORIES = 64, 1000
+REPLICA, TRAJECTORIES = 64, 500
 TEMPERATURES, PARTICLES = 400, 512
+SPLINE_LAYERS = 4
+HEADROOM = 3.0
 
 TARGETS: dict[str, Callable[[], Density]] = {
     "student-t, D = 10": lambda: MultivariateStudentT(10),
@@ -62,8 +65,11 @@ TARGETS: dict[str, Callable[[], Density]] = {
 }
 
 
+NETWORKS: dict[str, Any] = {"conditioner": "dense", "hidden": [100], "mask": "random"}
+
+
 def couplings(dimension: int, layers: int, **settings: Any) -> Sequential:
-    return coupling_flow((dimension,), layers=layers, conditioner="dense", hidden=[100], **settings)
+    return coupling_flow((dimension,), layers=layers, **NETWORKS, **settings)
 
 
 def mean_field(dimension: int, layers: int) -> FlowSampler:
@@ -84,15 +90,19 @@ def tail_adaptive(dimension: int, layers: int) -> FlowSampler:
 
 def splines(dimension: int, layers: int) -> FlowSampler:
     settings = {"transform": "spline", "bins": 8, "bound": 5.0, "clamp": Clamp("none")}
-    return FlowSampler(Normal((dimension,)), couplings(dimension, min(layers, 8), **settings))
+    return FlowSampler(Normal((dimension,)), couplings(dimension, SPLINE_LAYERS, **settings))
 
 
 def stabilised(dimension: int, layers: int, **settings: Any) -> StabilisedSampler:
-    return StabilisedSampler((dimension,), layers=layers, conditioner="dense", hidden=[100], **settings)
+    return StabilisedSampler((dimension,), layers=layers, **NETWORKS, **settings)
 
 
 def normal_base(dimension: int, layers: int) -> StabilisedSampler:
     return stabilised(dimension, layers, prior=Normal((dimension,)))
+
+
+def with_headroom(dimension: int, layers: int) -> StabilisedSampler:
+    return stabilised(dimension, layers, headroom=HEADROOM)
 
 
 METHODS: dict[str, tuple[Callable[[int, int], FlowSampler], str]] = {
@@ -100,11 +110,14 @@ METHODS: dict[str, tuple[Callable[[int, int], FlowSampler], str]] = {
     "RealNVP": (unclamped, "path"),
     "symmetric clamp": (symmetric, "path"),
     "tanh clamp, student-t base (ATAF)": (tail_adaptive, "path"),
-    "splines, 8 layers": (splines, "path"),
+    "splines, 4 layers": (splines, "path"),
     "stabilised": (stabilised, "path"),
+    "stabilised, headroom 3": (with_headroom, "path"),
     "stabilised, normal base": (normal_base, "path"),
     "stabilised, no path gradient": (stabilised, "reparametrisation"),
 }
+ABLATIONS = ("stabilised, normal base", "stabilised, no path gradient")
+ABLATED = ("student-t, D = 50",)
 
 
 @dataclass(frozen=True)
@@ -186,7 +199,7 @@ def hmc(target: Density, flow: FlowSampler) -> dict[str, Any]:
     """Run HMC from draws of the flow; its log Z by Bennett's ratio with fresh draws of the flow."""
     started, generator = time.process_time(), stream(SEED, "hmc")
     start = FlowSampler(Normal((target.dimension,)), Sequential()).prior
-    kernel = HMC(target, start, trajectory_length=1.5, step_size=0.1, jitter=0.3)
+    kernel = HMC(target, start, trajectory_length=1.0, step_size=0.1, jitter=0.3)
     state = kernel.start(REPLICA, generator)
     for _ in range(TRAJECTORIES):
         state, info = kernel.step(state, generator)
@@ -230,9 +243,8 @@ def annealed(target: Density, start: FlowSampler) -> dict[str, Any]:
             with torch.no_grad():
                 log_weight += (t - before) * (-target(x) - start.log_prob(x))
             before = float(t)
-            kernel = HMC(
-                Annealed(start, target, before), start.prior, trajectory_length=5 * step_size, step_size=step_size
-            )
+            action = Annealed(start, target, before)
+            kernel = HMC(action, start.prior, trajectory_length=5 * step_size, step_size=step_size)
             state, info = kernel.step(ChainState(x, kernel.action.orbit(x).detach()), generator)
             x = state.field
             rate = float(info.accepted.double().mean())
@@ -273,26 +285,27 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
             continue
         samplers: dict[str, FlowSampler] = {}
         for method in METHODS:
+            if method in ABLATIONS and name not in ABLATED:
+                continue
             found, samplers[method] = row(name, method, options.layers, options)
             rows.append(found)
         target = TARGETS[name]()
-        for label, other in (
-            ("HMC", lambda target=target, flows=samplers: hmc(target, flows["stabilised"])),
-            ("AIS", lambda target=target, flows=samplers: annealed(target, flows["mean-field"])),
-        ):
-            rows.append({"target": name, "method": label, "layers": 0, "exact": target.log_z} | other())
+        others = {"HMC": hmc(target, samplers["stabilised"])}
+        if target.log_z is None:
+            others["AIS"] = annealed(target, samplers["mean-field"])
+        for label, found in others.items():
+            rows.append({"target": name, "method": label, "layers": 0, "exact": target.log_z} | found)
             print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
 def depth(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Train standard and stabilised flows of growing depth."""
+    shorter = argparse.Namespace(**vars(options) | {"steps": options.depth_steps})
     return [
-        row(name, method, layers, options)[0]
-        for name in ("student-t, D = 50", "horseshoe, d = 10, D = 22")
-        if options.only in name
+        row("student-t, D = 50", method, layers, shorter)[0]
         for layers in (4, 16, 32, 64)
-        for method in ("RealNVP", "stabilised")
+        for method in ("RealNVP", "stabilised, headroom 3")
     ]
 
 
@@ -322,77 +335,85 @@ def cost(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def number(value: float, digits: int = 3) -> str:
-    if value is None or not math.isfinite(value):
-        return "" if value is None or math.isnan(value) else f"{value:g}".replace("inf", "∞")
+    if math.isnan(value):
+        return ""
     return f"{value:.{digits}f}" if abs(value) < 1e5 else f"{value:.1e}"
 
 
+def judgement(r: dict[str, Any]) -> list[str]:
+    log_z_found = f"{number(r['log_z'])} ({number(r['log_z_spread'])})" if not math.isnan(r["log_z"]) else ""
+    return [
+        number(r["elbo"]),
+        log_z_found,
+        number(r["ess"], 4),
+        str(r["skipped"]),
+        "" if math.isnan(r["largest"]) else f"{r['largest']:.2g}",
+    ]
+
+
+def aligned(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(line)} |" for line in [header, ["---"] * len(header), *rows]] + [""]
+
+
 def markdown(results: dict[str, Any]) -> str:
-    lines = [
-        "| target | method | ELBO | log Z (spread) | ESS/N | skipped | largest abs z | seconds |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    numbers = ["ELBO", "log Z (spread)", "ESS/N", "skipped", "largest abs z"]
+    rows, last = [], None
     for r in results.get("table", []):
-        exact = "" if r["exact"] is None or r["method"] != "mean-field" else f", exact {r['exact']:.4f}"
-        lines.append(
-            f"| {r['target'] + exact if r['method'] == 'mean-field' else ''} | {r['method']} | {number(r['elbo'])} "
-            f"| {number(r['log_z'])} ({number(r['log_z_spread'])}) | {number(r['ess'], 4)} | {r['skipped']} "
-            f"| {r['largest']:.2g} | {r['seconds']:.0f} |"
+        exact = "" if r["exact"] is None else f"; log Z = {r['exact']:.3f}"
+        rows.append(
+            ["" if r["target"] == last else r["target"] + exact, r["method"], *judgement(r), f"{r['seconds']:.0f}"]
         )
-    if results.get("depth"):
-        lines += [
-            "",
-            "| target | layers | method | ELBO | log Z (spread) | ESS/N | skipped | largest abs z |",
-            "|---|---|---|---|---|---|---|---|",
-        ]
-        lines += [
-            f"| {r['target']} | {r['layers']} | {r['method']} | {number(r['elbo'])} | {number(r['log_z'])} "
-            f"({number(r['log_z_spread'])}) | {number(r['ess'], 4)} | {r['skipped']} | {r['largest']:.2g} |"
-            for r in results["depth"]
-        ]
-    if results.get("cost"):
-        lines += [
-            "",
-            "| D | parameters | CPU seconds a step (64 layers, batch 16) | skipped in 200 steps |",
-            "|---|---|---|---|",
-        ]
-        lines += [
-            f"| {r['D']} | {r['parameters']} | {r['seconds']:.3g} | {r.get('skipped', '')} |" for r in results["cost"]
-        ]
-    options, machine = results["options"], results["provenance"]
-    lines += [
-        "",
-        f"{options['layers']} layers, {options['steps']} steps of {options['batch']}, Adam {options['learning_rate']:g}, "
-        f"float64, {options['threads']} thread(s), torch {machine['torch']}.",
+        last = r["target"]
+    lines = aligned(["target", "method", *numbers, "seconds"], rows)
+    deep = [[r["target"], str(r["layers"]), r["method"], *judgement(r)] for r in results.get("depth", [])]
+    lines += aligned(["target", "layers", "method", *numbers], deep)
+    costs = [
+        [str(r["D"]), str(r["parameters"]), f"{r['seconds']:.3g}", str(r.get("skipped", ""))]
+        for r in results.get("cost", [])
     ]
+    lines += aligned(["D", "parameters", "CPU seconds a step", "skipped in 200 steps"], costs)
+    options, machine = results["options"], results["provenance"]
+    lines.append(
+        f"{options['layers']} layers, {options['steps']} steps of {options['batch']} ({options['depth_steps']} "
+        f"against depth; cost: 64 layers, batch 16), Adam {options['learning_rate']:g}, float64, "
+        f"{options['threads']} thread(s), torch {machine['torch']}."
+    )
     return "\n".join(lines) + "\n"
+
+
+def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Put new rows in the place of old ones of the same target, in the order of the targets."""
+    fresh = {row["target"] for row in new}
+    rows = [row for row in old if row["target"] not in fresh] + new
+    return sorted(rows, key=lambda row: list(TARGETS).index(row["target"]))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--depth-steps", type=int, default=500)
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--part", choices=("table", "depth", "cost"))
-    parser.add_argument("--only", default="", help="targets whose name contains this word; nothing is written then")
+    parser.add_argument("--only", default="", help="targets whose name contains this word")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    parts = {"table": table, "depth": depth, "cost": cost}
     stored = RESULTS / "stabilised.json"
+    found = {name: part(options) for name, part in PARTS.items() if options.part in (None, name)}
     results = json.loads(stored.read_text()) if stored.exists() else {}
-    for name, part in parts.items():
-        if options.part in (None, name):
-            results[name] = part(options)
+    for name, rows in found.items():
+        results[name] = rows if name == "cost" else merged(results.get(name, []), rows)
     results["options"] = {k: v for k, v in vars(options).items() if k not in ("part", "only")}
     results["provenance"] = {k: v for k, v in provenance().items() if k not in ("host", "command")}
-    if not options.only:
-        RESULTS.mkdir(exist_ok=True)
-        stored.write_text(json.dumps(results, indent=2) + "\n")
-        (RESULTS / "stabilised.md").write_text(markdown(results))
+    RESULTS.mkdir(exist_ok=True)
+    stored.write_text(json.dumps(results, indent=2) + "\n")
+    (RESULTS / "stabilised.md").write_text(markdown(results))
     print(markdown(results))
 
+
+PARTS = {"table": table, "depth": depth, "cost": cost}
 
 if __name__ == "__main__":
     main()

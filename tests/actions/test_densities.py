@@ -356,7 +356,12 @@ def test_data_are_copied_and_may_be_of_any_kind():
         tensor += 1
     assert torch.equal(regression.features, torch.ones(3, 2, dtype=torch.float64))
     assert not regression.features.requires_grad
-    assert repr(regression) == "LinearRegression(precision=1.0, shape=2.0, rate=2.0)"
+
+
+def test_posteriors_are_shown_by_their_dimension_and_observations():
+    """Not by their data, nor by the constants of the priors, which no configuration sets."""
+    assert repr(LinearRegression(ONES, [1, 2, 3])) == "LinearRegression(dimension=3, observations=3)"
+    assert repr(HorseshoeLogistic(ONES, [1, 0, 1])) == "HorseshoeLogistic(dimension=6, observations=3)"
 
 
 ONES = np.ones((3, 2))

@@ -228,11 +228,33 @@ def test_flow_hmc_moves_in_the_latent_space_of_a_stabilised_flow(program, densit
 def test_check_says_what_proposes(program, config, density):
     rows = {path: program("check", path).out.splitlines() for path in (config, density)}
     (line,) = (line for line in rows[config] if line.startswith("sampler"))
-    assert line.split(maxsplit=1)[1].startswith("prior free_field, flow stabilised, 4 layers, ")
+    assert line.split(maxsplit=1)[1].startswith("prior free_field, flow stabilised of 4 layers, ")
     assert line.endswith(" parameters")
     assert "theory          Funnel(dimension=4, scale=3.0)" in rows[density]
     assert any(line.startswith("training        path, 4 steps of 16") for line in rows[density])
     assert not config.with_suffix("").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "words"),
+    [
+        ("linear_regression", [], "LinearRegression(dimension=4, observations=100)"),
+        ("horseshoe", ["action.observations=30"], "HorseshoeLogistic(dimension=4, observations=30)"),
+    ],
+)
+def test_check_shows_the_size_of_the_data(program, density, kind, changes, words):
+    head = DENSITY.replace('"funnel"', f'"{kind}"').partition("[analysis]")[0]
+    density.write_text(head)
+    assert f"theory          {words}" in program("check", density, *changing(*changes)).out.splitlines()
+
+
+def test_check_counts_the_layers_of_a_coupling_flow(program, config):
+    head, _, tail = PHI4.partition("[sampler]")
+    flow = '[sampler.flow]\nkind = "coupling"\nlayers = 6\nhidden = [4]\n[training]' + tail.partition("[training]")[2]
+    config.write_text(head + flow)
+    assert ", flow coupling of 6 layers, " in program("check", config).out
+    config.write_text(f"{head}[chain]{tail.partition('[chain]')[2]}")
+    assert ", flow identity, 0 parameters" in program("check", config).out
 
 
 # ---------------------------------------------------------------- continuing

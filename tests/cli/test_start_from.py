@@ -126,7 +126,16 @@ def test_weights_that_do_not_fit_are_refused(program, trained, config, change, w
     error = outcome.refused(BAD_DATA)
     assert error.startswith(f"latticeflow: training.start_from: {trained}: ")
     assert all(word in error for word in words), error
-    assert not (config.with_suffix("") / "checkpoint").exists()
+    for command in ("check", "run"):
+        again = program(command, config, *changing(*NEXT, f"training.start_from={trained}", change))
+        assert again.refused(BAD_DATA) == error
+    assert not config.with_suffix("").exists()
+
+
+def test_check_takes_a_start_that_fits(program, trained, config):
+    outcome = program("check", config, *changing(*NEXT, f"training.start_from={trained}"))
+    assert outcome.code == 0
+    assert not config.with_suffix("").exists()
 
 
 def test_a_folder_that_is_not_there_is_refused_before_anything_is_made(program, config):
@@ -161,8 +170,10 @@ def test_an_unfinished_training_is_refused(program, config, monkeypatch):
     error = program("train", config, *start).refused(USAGE)
     assert f"{other} is trained for 2 of 6 steps" in error
     assert "--resume" in error
+    assert program("check", config, *start).refused(USAGE) == error
+    assert not config.with_suffix("").exists()
     assert program("train", config, "--out", other, "--resume", *changing(*short)).code == 0
-    assert program("train", config, "--resume", *start).code == 0
+    assert program("train", config, *start).code == 0
 
 
 @pytest.mark.parametrize("changes", [["training.steps=0"], ["chain.kernels=['hmc']"], None])
@@ -177,6 +188,7 @@ def test_a_run_that_was_not_trained_is_refused(program, config, changes):
         assert program("train", config, "--out", other, *changing(*changes)).code == 0
     error = program("train", config, *changing(f"training.start_from={other}")).refused(USAGE)
     assert error == f"latticeflow: training.start_from: {other} was not trained\n"
+    assert not config.with_suffix("").exists()
 
 
 def test_resume_goes_on_without_the_other_run(program, trained, config, monkeypatch):
@@ -229,6 +241,7 @@ def test_a_damaged_checkpoint_of_the_other_run_is_refused(program, trained, conf
     assert outcome.code == BAD_DATA
     assert str(other / "checkpoint" / "training") in outcome.err
     assert "Traceback" not in outcome.err
+    assert not config.with_suffix("").exists()
 
 
 def test_a_run_of_links_does_not_fit(program, config):

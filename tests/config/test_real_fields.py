@@ -82,13 +82,14 @@ def test_defaults_of_a_stabilised_sampler():
         "inner_kernel": 1,
         "symmetry": "none",
         "tau": 100.0,
+        "headroom": 0.0,
         "sites": "own",
     }
 
 
 def test_a_coupling_flow_has_the_same_defaults_but_for_what_it_lacks():
     config = parse_config(PHI4 + COUPLING)
-    own = parse_config(PHI4 + STABILISED).sampler.model_dump(exclude={"kind", "prior", "tau", "sites"})
+    own = parse_config(PHI4 + STABILISED).sampler.model_dump(exclude={"kind", "prior", "tau", "headroom", "sites"})
     assert config.sampler.flow.model_dump(exclude={"kind"}) == own
     assert (config.sampler.kind, config.sampler.prior.kind) == ("flow", "normal")
 
@@ -201,6 +202,7 @@ def test_a_stabilised_sampler_is_built_with_its_settings(sites, symmetry):
     assert isinstance(sampler, StabilisedSampler)
     assert isinstance(sampler.prior, StudentT)
     loft, affine = sampler.flow.layers[4:]
+    assert not affine.log_scale.any()
     assert len(couplings(sampler)) == 4
     assert isinstance(loft, LOFT)
     assert loft.tau == 7.0
@@ -210,6 +212,15 @@ def test_a_stabilised_sampler_is_built_with_its_settings(sites, symmetry):
     for layer in couplings(sampler):
         assert layer.odd == (symmetry == "z2")
         assert [part.linear.out_features for part in layer.network.network.layers] == [5, 6, 2]
+
+
+@pytest.mark.parametrize("headroom", [0, 1.5, 3])
+def test_headroom_is_built(headroom):
+    overrides = within("sampler", "layers=4", "hidden=[4]", f"headroom={headroom}")
+    sampler = build_sampler(parse_config(PHI4 + STABILISED, overrides))
+    assert (sampler.flow.layers[-1].log_scale == headroom).all()
+    clamp = Clamp()
+    assert [layer.site_map.start for layer in couplings(sampler)] == [clamp.inverse(-headroom / 2)] * 4
 
 
 @pytest.mark.parametrize("section", SECTIONS)

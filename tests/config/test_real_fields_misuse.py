@@ -30,8 +30,11 @@ def test_a_stabilised_sampler_needs_a_real_field(problems, overrides):
     assert problem.found == '"stabilised"'
 
 
-def test_its_own_prior_does_not_fit_links_either(problems):
-    assert set(problems(U1 + STABILISED)) == {"sampler.kind", "sampler.prior.kind"}
+def test_with_links_the_kind_alone_is_complained_about(problems):
+    """The prior that is filled in is theirs; one that is written down has to fit as well."""
+    assert only(problems(U1 + STABILISED), "sampler.kind").found == '"stabilised"'
+    found = problems(U1 + STABILISED, "sampler.prior.kind=student_t")
+    assert set(found) == {"sampler.kind", "sampler.prior.kind"}
 
 
 @pytest.mark.parametrize(
@@ -171,6 +174,27 @@ def test_one_site_leaves_nothing_to_condition_on(problems, section, text, shape,
     assert problem.found == shape
 
 
+@pytest.mark.parametrize("section", SECTIONS)
+def test_a_convolution_of_one_site_sees_nothing(problems, section):
+    problem = only(problems(PHI4 + SECTIONS[section], f"{section}.kernel=1"), f"{section}.kernel")
+    assert (problem.expected, problem.found) == ("odd integer >= 3 for convolutions", "1")
+    parse_config(PHI4 + SECTIONS[section], [f"{section}.kernel=1", f"{section}.conditioner=dense"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [(["layers=2"], "2"), (["layers=3"], "3"), (["layers=12", "clamp_negative=0.5"], "3"), (["layers=1"], "1")],
+)
+@pytest.mark.parametrize("clamp", ["asymmetric", "symmetric", "tanh"])
+def test_headroom_is_within_reach_of_the_clamp(problems, clamp, changes, most):
+    others = [f"sampler.{change}" for change in (*changes, f"clamp={clamp}")]
+    problem = only(problems(PHI4 + STABILISED, "sampler.headroom=3", *others), "sampler.headroom")
+    assert problem.expected == f"number < {most}, half of layers x clamp_negative"
+    assert problem.found == "3"
+    parse_config(PHI4 + STABILISED, [*others, f"sampler.headroom={0.9 * float(most)}"])
+    parse_config(PHI4 + STABILISED, [*others, "sampler.headroom=3", "sampler.clamp=none"])
+
+
 # ---------------------------------------------------------------- single values
 
 
@@ -179,6 +203,7 @@ WRONG = {
     "sampler.prior.degrees_of_freedom": (["0", "-2", "inf"], "number > 0"),
     "sampler.prior.sites": (['"every"', "1"], '"own" or "shared"'),
     "sampler.tau": (["0", "-100.0", "inf"], "number > 0"),
+    "sampler.headroom": (["-1", "inf", "true"], "number >= 0"),
     "sampler.sites": (['"all"', "true"], '"own" or "shared"'),
 }
 OF_COUPLINGS = {

@@ -68,9 +68,20 @@ def test_shared_affine_counts_every_site_and_fits_every_lattice():
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_affine_refuses_fields_of_another_shape(shared):
-    with pytest.raises(ValueError, match="shape"):
-        ElementwiseAffine((2,), shared=shared)(torch.zeros(4, 3, 2))
+def test_affine_starts_with_a_scale(shared):
+    layer = ElementwiseAffine(SHAPE, shared=shared, start=-1.5).double()
+    assert_close(layer(batch()), (torch.exp(torch.tensor(-1.5)) * batch(), torch.full((200,), -9.0).double()))
+    assert_close(layer.inverse(layer(batch())[0])[0], batch())
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1,), (2, 1), (4,)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_affine_refuses_fields_of_another_shape(shared, shape):
+    """Also where they would broadcast."""
+    layer = ElementwiseAffine((2,), shared=shared)
+    for direction in (layer.forward, layer.inverse):
+        with pytest.raises(ValueError, match=rf"affine map of shape \[2\] was given fields of \[5, {shape[0]}"):
+            direction(torch.zeros(5, *shape))
 
 
 # ---------------------------------------------------------------- act norm
@@ -134,6 +145,20 @@ def test_initialisation_leaves_trainable_weights_and_gradients_of_the_batch():
     gradients = torch.autograd.grad((x**3).sum() + log_det.sum(), (layer.log_scale, layer.shift, z))
     assert all(torch.isfinite(gradient).all() and gradient.abs().max() > 0 for gradient in gradients)
     assert_close(gradients[2], 3 * x**2 * layer.log_scale.exp())
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_a_first_batch_of_one_is_refused_and_sets_nothing(direction):
+    """Unless the moments are over all sites, or it is not the first."""
+    layer = ActNorm(SHAPE).double()
+    with pytest.raises(ValueError, match="first batch of an ActNorm has one configuration, which has no variance"):
+        getattr(layer, direction)(batch(1))
+    assert not layer.initialised
+    getattr(layer, direction)(batch())
+    getattr(layer, direction)(batch(1))
+    getattr(ActNorm(SHAPE, shared=True).double(), direction)(batch(1))
+    with pytest.raises(ValueError, match="has no variance"):
+        getattr(ActNorm((1,), shared=True), direction)(torch.ones(1, 1))
 
 
 def test_a_site_that_never_varies_stays_finite():

@@ -87,9 +87,44 @@ def test_value_and_slope_are_continuous_at_tau(tau, sign):
 
 @pytest.mark.parametrize("tau", TAUS)
 def test_increasing(tau):
+    """The inverse only where draws can be: a log of 177 beyond tau, that of latents of 1e77, beyond which it stays."""
     z = spread()
     assert (LOFT(tau)(z)[0].diff() > 0).all()
-    assert (LOFT(tau).inverse(spread(most=math.log10(tau + 600)))[0].diff() > 0).all()
+    assert (LOFT(tau).inverse(spread(most=math.log10(tau + 177)))[0].diff() > 0).all()
+    assert (LOFT(tau).inverse(spread(most=300.0))[0].diff() >= 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("tau", TAUS)
+def test_inverse_stays_finite_with_room_for_products(tau, dtype):
+    """`z^2` and more: fields where no draw can be come from the last latent, with its log-determinant.
+
+    One that went on to grow would make a density that grows without bound.
+    """
+    loft, most = LOFT(tau), torch.finfo(dtype).max
+    farthest = 0.25 * math.log(most)
+    last = math.expm1(farthest)
+    x = torch.tensor([[tau + 0.3 * math.log(most)], [1e4], [1e30], [most]], dtype=dtype)
+    for sign in (1, -1):
+        z, log_det = loft.inverse(sign * x)
+        assert_close(z, torch.full_like(x, sign * (last + tau)), rtol=1e-5, atol=0)
+        assert torch.isfinite(z**3).all()
+        assert_close(log_det, torch.full_like(log_det, farthest), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_inverse_is_the_formula_up_to_the_last_latent(tau):
+    beyond = torch.linspace(0, 177, 1001, dtype=torch.float64)[:, None]
+    z, log_det = LOFT(tau).inverse(tau + beyond)
+    assert_close(z, tau + torch.expm1(beyond), rtol=1e-11, atol=0)
+    assert_close(log_det, beyond[:, 0], rtol=1e-12, atol=1e-13)
+
+
+def test_gradients_of_the_inverse_are_numbers_anywhere():
+    x = torch.tensor([[0.0], [100.0], [250.0], [290.0], [1e4], [-1e300]], dtype=torch.float64, requires_grad=True)
+    z, log_det = LOFT().inverse(x)
+    (gradient,) = torch.autograd.grad(z.sum() + log_det.sum(), x)
+    assert torch.isfinite(gradient).all()
 
 
 @pytest.mark.parametrize("tau", TAUS)

@@ -56,7 +56,7 @@ CASES = {
     "three dimensions": ((2, 4, 2), {"hidden": []}),
     "normal base": ((2, 4), {"prior": Normal((2, 4), scale=2.0)}),
     "free base": ((4, 4), {"prior": FreeField((4, 4), 0.3), "shared": True}),
-    "no couplings": ((3,), {"layers": 0}),
+    "one coupling": ((3,), {**DENSE, "layers": 1}),
 }
 
 
@@ -211,9 +211,15 @@ def test_density_and_its_gradient_are_finite_beyond_tau():
     assert torch.isfinite(gradient).all()
 
 
-def test_density_far_beyond_tau_is_a_number():
-    sampler = StabilisedSampler((4,), layers=2, **DENSE).double()
-    assert not torch.isnan(sampler.log_prob(torch.full((1, 4), 1e3, dtype=torch.float64))).any()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, DENSE, {**DENSE, "transform": "spline"}, {"headroom": 3.0, "layers": 8}])
+@pytest.mark.parametrize("prior", [None, Normal((4,))])
+def test_density_far_beyond_tau_is_finite_or_zero(options, prior, dtype):
+    """No draw is there, but a chain may come and ask; a log-determinant that grows alone would make it 1e37."""
+    sampler = StabilisedSampler((4,), prior=prior, **{"layers": 2, **options}).to(dtype)
+    for far in (1e3, 1e5, 1e20, 1e37):
+        for x in (torch.full((1, 4), far), torch.tensor([[far, 0.0, -far, 1.0]])):
+            assert (sampler.log_prob(x.to(dtype)) < -100).all()  # NaN is not
 
 
 # ---------------------------------------------------------------- weights for any volume
@@ -258,9 +264,11 @@ def test_weights_of_every_site_do_not_fit_another_lattice():
         ((4,), {"tau": 0.0}, "tau must be positive and finite, got 0.0"),
         ((4,), {"mask": "chess"}, "mask must be one of .*, got 'chess'"),
         ((4,), {"transform": "cubic"}, "transform must be one of affine, spline, got 'cubic'"),
-        ((4,), {"transform": "spline", "bins": 1}, "bins must be at least 2, got 1"),
+        ((4,), {"transform": "spline", "bins": 1}, "bins must be from 2 to 64, got 1"),
         ((4,), {"conditioner": "local"}, "conditioner must be 'convolution' or 'dense', got 'local'"),
-        ((5,), {}, r"convolutions need even extents, got \[5\]"),
+        ((5,), {}, r"mask does not look the same from all of its sites on the lattice \[5\]"),
+        ((4,), {"kernel": 1}, "kernel = 1 sees none of the sites"),
+        ((4,), {"kernel": 4}, "kernel must be odd and positive, got 4"),
         ((1,), DENSE, "nothing is left to condition on"),
         ((0, 4), {}, "must hold positive integers"),
     ],
@@ -270,9 +278,11 @@ def test_settings_out_of_range_are_refused(shape, settings, message):
         StabilisedSampler(shape, **{"layers": 2, **settings})
 
 
-def test_a_negative_number_of_layers_is_refused():
-    with pytest.raises(ValueError, match="layers"):
-        StabilisedSampler((4,), layers=-1)
+@pytest.mark.parametrize("layers", [0, -1])
+@pytest.mark.parametrize("headroom", [0.0, 3.0])
+def test_fewer_than_one_layer_is_refused(layers, headroom):
+    with pytest.raises(ValueError, match=f"layers must be at least 1, got {layers}"):
+        StabilisedSampler((4,), layers=layers, headroom=headroom)
 
 
 def test_unknown_settings_are_refused():

@@ -7,7 +7,7 @@ import torch
 
 from latticeflow.actions import Action, ScalarAction
 from latticeflow.samplers import StabilisedSampler
-from latticeflow.training import Trainer, TrainingError, TrainingSettings, make_estimator
+from latticeflow.training import Trainer, TrainingError, TrainingSettings, hopeless, make_estimator
 
 
 class Faulty(Action):
@@ -78,6 +78,45 @@ def test_it_goes_on_without_the_fault(failed):
 def test_it_stops_at_once_while_the_fault_lasts(failed):
     with pytest.raises(TrainingError, match="step 23"):
         failed.run()
+
+
+def test_after_the_last_step_it_is_refused_again():
+    """There is no step left to take; the weights stay as they were."""
+    run = trainer(bad_from=3, steps=22)
+    for _ in range(2):
+        with pytest.raises(TrainingError, match="step 22: 20 steps in a row"):
+            run.run()
+    again = trainer(steps=22)
+    again.load_state_dict(run.state_dict())
+    with pytest.raises(TrainingError, match="step 22: 20 steps in a row"):
+        again.run()
+    assert len(again.records) == 22
+    assert torch.equal(weights(again), weights(run))
+
+
+@pytest.mark.parametrize(
+    ("skipped", "expected"),
+    [
+        ([], False),
+        ([True] * 19, False),
+        ([True] * 20, True),
+        ([False] + [True] * 20, True),
+        ([True] * 20 + [False], False),
+        ([True] * 30 + [False] + [True] * 19, False),
+    ],
+)
+def test_a_training_is_hopeless_after_twenty_skipped_steps(skipped, expected):
+    assert hopeless(skipped) == expected
+
+
+@pytest.mark.parametrize("bad_from", [1, 5])
+def test_a_skipped_last_step_keeps_earlier_weights(bad_from):
+    """The windows of good steps compete, one that a bad step ends does not, with whatever ESS."""
+    run, at_step = trainer(bad_from=bad_from, steps=6), {}
+    at_step[0] = weights(run)
+    run.run(lambda run, record: at_step.update({record.step: weights(run)}))
+    assert torch.equal(weights(run), at_step[bad_from - 1])
+    assert run.best_ess == (run.records[3].ess if bad_from == 5 else 0.0)
 
 
 def test_weights_with_a_non_finite_loss_are_not_the_best():

@@ -217,7 +217,7 @@ def projected(request):
     random = torch.randn(2, len(pilot), generator=generator(10), dtype=torch.float64)
     onto = torch.stack([pilot / pilot.norm(), tails / tails.norm(), *random / math.sqrt(len(pilot))], dim=1)
     return {
-        name: estimates(name, sampler, action, batch=500, batches=40, seed=seed).double() @ onto.double()
+        name: estimates(name, sampler, action, batch=500, batches=100, seed=seed).double() @ onto.double()
         for seed, name in enumerate(REVERSE)
     }
 
