@@ -3,23 +3,30 @@
 from collections.abc import Mapping
 from typing import Any
 
-from latticeflow.config.checks import GAUGE_THEORIES
+from latticeflow.config.checks import DENSITIES, GAUGE_THEORIES
+
+UNORDERED = {"conditioner": "dense", "mask": "random"}
+"""Couplings of variables that are no lattice."""
 
 
 def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections with sampler, prior, flow and baseline filled in where they are absent.
 
     A gauge theory gets the quenched prior and a baseline, any other the normal prior; both get the identity as flow. A
-    stabilised sampler gets the student-t prior.
+    stabilised sampler gets the student-t prior, and couplings of a density dense conditioners and random masks.
     """
-    gauge = _theory(data.get("action")) in GAUGE_THEORIES
+    theory = _theory(data.get("action"))
+    gauge, couplings = theory in GAUGE_THEORIES, UNORDERED if theory in DENSITIES else {}
     filled = dict(data)
     sampler = data.get("sampler", {})
     if isinstance(sampler, dict):
         stabilised = sampler.get("kind") == "stabilised"
         prior = "quenched" if gauge else "student_t" if stabilised else "normal"
-        flow = {} if stabilised else {"kind": "flow", "flow": {"kind": "identity"}}
+        flow = couplings if stabilised else {"kind": "flow", "flow": {"kind": "identity"}}
         filled["sampler"] = {**flow, "prior": {"kind": prior}, **sampler}
+        chosen = sampler.get("flow")
+        if isinstance(chosen, dict) and chosen.get("kind") == "coupling":
+            filled["sampler"]["flow"] = {**couplings, **chosen}
     if gauge and data.get("baseline") is None:
         filled["baseline"] = {}
     return filled

@@ -75,7 +75,8 @@ class Couplings(Settings):
 
     layers: Count = Field(32, description="number of couplings; two update every site once")
     mask: Literal["checkerboard", "stripes", "random"] = Field(
-        "checkerboard", description="which half of the sites a coupling updates, the other half in turn"
+        "checkerboard",
+        description='which half of the sites a coupling updates, the other half in turn; "random" for densities',
     )
     transform: Literal["affine", "spline"] = Field(
         "affine", description="map of each site: affine, or a rational-quadratic spline with linear tails, then affine"
@@ -88,7 +89,8 @@ class Couplings(Settings):
     clamp_positive: Positive = Field(0.1, description="largest log scale of the asymmetric clamp")
     clamp_negative: Positive = Field(2.0, description="minus the smallest log scale, on both sides of other clamps")
     conditioner: Literal["convolution", "dense"] = Field(
-        "convolution", description="network that reads the frozen sites: the same everywhere, or one that sees all"
+        "convolution",
+        description='network that reads the frozen sites: the same everywhere, or all of them; "dense" for densities',
     )
     hidden: Counts = Field((64,), description="channels of the conditioner's hidden layers")
     kernel: Annotated[Count, AfterValidator(odd)] = Field(3, description="side of the first convolution, in sites")

@@ -6,7 +6,7 @@ The map acts on each active site by itself, so the log-determinant is a sum over
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -119,7 +119,9 @@ class Coupling(Bijection):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._apply_map(self.site_map.inverse, x)
 
-    def _apply_map(self, site_map: Any, field: Tensor) -> tuple[Tensor, Tensor]:
+    def _apply_map(
+        self, site_map: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], field: Tensor
+    ) -> tuple[Tensor, Tensor]:
         if field.shape[1:] != self.shape:
             raise ValueError(f"a mask of shape {list(self.shape)} does not fit fields of shape {list(field.shape)}")
         flat = field.flatten(1)

@@ -308,3 +308,15 @@ def test_what_is_built_can_be_trained(text):
     assert losses[0] == losses[1]
     assert isinstance(trainer.sampler, FlowSampler)
     assert type(trainer.action) is (ScalarAction if PHI4 in text else MultivariateStudentT)
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_couplings_of_a_density_are_dense_with_random_masks_unless_told_otherwise(section):
+    """Its variables are no lattice, on which neighbours would mean something."""
+    chosen = [parse_config(text + SECTIONS[section]).sampler for text in (DENSITY, PHI4)]
+    density, phi4 = (sampler if section == "sampler" else sampler.flow for sampler in chosen)
+    assert (density.conditioner, density.mask) == ("dense", "random")
+    assert (phi4.conditioner, phi4.mask) == ("convolution", "checkerboard")
+    told = parse_config(DENSITY + SECTIONS[section], within(section, "mask=stripes", "conditioner=convolution")).sampler
+    told = told if section == "sampler" else told.flow
+    assert (told.conditioner, told.mask) == ("convolution", "stripes")

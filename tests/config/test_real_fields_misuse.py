@@ -140,7 +140,7 @@ def test_a_horseshoe_has_the_dimension_of_its_data(problems, data, shape, words)
 @pytest.mark.parametrize("mask", ["checkerboard", "stripes"])
 @pytest.mark.parametrize("section", SECTIONS)
 def test_convolutions_need_even_extents(problems, section, mask, text, shape):
-    overrides = [f"lattice.shape={shape}", f"{section}.mask={mask}"]
+    overrides = [f"lattice.shape={shape}", f"{section}.mask={mask}", f"{section}.conditioner=convolution"]
     problem = only(problems(text + SECTIONS[section], *overrides), "lattice.shape")
     assert problem.expected == f"even extents for convolutions on a {mask} mask"
     assert problem.found == shape
