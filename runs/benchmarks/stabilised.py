@@ -365,7 +365,7 @@ def markdown(results: dict[str, Any]) -> str:
     numbers = ["ELBO", "log Z (spread)", "ESS/N", "skipped", "largest abs z"]
     rows, last = [], None
     for r in results.get("table", []):
-        exact = "" if r["exact"] is None else f"; log Z = {r['exact']:.3f}"
+        exact = ("" if r["exact"] is None else f"; log Z = {r['exact']:.3f}") + f"; {r['steps']} steps"
         rows.append(
             ["" if r["target"] == last else r["target"] + exact, r["method"], *judgement(r), f"{r['seconds']:.0f}"]
         )
@@ -380,8 +380,8 @@ def markdown(results: dict[str, Any]) -> str:
     lines += aligned(["D", "parameters", "CPU seconds a step", "skipped in 200 steps"], costs)
     options, machine = results["options"], results["provenance"]
     lines.append(
-        f"{options['layers']} layers, {options['steps']} steps of {options['batch']} ({options['depth_steps']} "
-        f"against depth; cost: 64 layers, batch 16), Adam {options['learning_rate']:g}, float64, "
+        f"{options['layers']} layers, batch {options['batch']} ({options['depth_steps']} steps against depth; cost: 64 "
+        f"layers, batch 16), Adam {options['learning_rate']:g}, float64, "
         f"{options['threads']} thread(s), torch {machine['torch']}."
     )
     return "\n".join(lines) + "\n"
