@@ -32,5 +32,6 @@ def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     return filled
 
 
-def _theory(action: object) -> object:
-    return action.get("kind") if isinstance(action, dict) else getattr(action, "kind", None)
+def _theory(action: object) -> str | None:
+    kind = action.get("kind") if isinstance(action, dict) else getattr(action, "kind", None)
+    return kind if isinstance(kind, str) else None
