@@ -198,6 +198,8 @@ def drop_line(lines, rng):
     place = rng.choice([number for number, line in enumerate(lines) if line.strip() and not line.startswith("#")])
     rest = "\n".join(lines[place:]).split("\n[")[0]
     names = words(rest) if lines[place].startswith("[") else (path_of(lines, place), "line ")
+    if "sampler.kind" in names:  # without one it is "flow", and the keys that are left say of which kind they are
+        names = (*names, '[sampler] of kind "stabilised"')
     return mutation(lines[:place] + lines[place + 1 :], names)
 
 
