@@ -12,7 +12,7 @@ import h5py
 
 from latticeflow.storage.errors import DataError, LockedError
 from latticeflow.storage.integrity import check_signature, damage_named
-from latticeflow.storage.journal import Overlay, edited, journal_of, read_journal, recover, stamp
+from latticeflow.storage.journal import Overlay, edited, journal_of, lock_of, read_journal, recover, stamp
 from latticeflow.storage.lock import RunLock
 
 Result = TypeVar("Result")
@@ -61,7 +61,12 @@ class Handle:
 
     @property
     def outdated(self) -> bool:
-        """Whether the file was written to since HDF5 began to read it."""
+        """Whether anything was written to the file since HDF5 began to read it."""
+        return self._restructured or self._written != self.path.stat().st_mtime_ns
+
+    @property
+    def _restructured(self) -> bool:
+        """Whether more was written than further blocks, which do not touch what is there."""
         return self._seen != stamp(self.path)
 
     def look_again(self) -> None:
@@ -69,7 +74,7 @@ class Handle:
         start = time.monotonic()
         while True:
             self._reading.close()
-            self._seen = stamp(self.path)
+            self._seen, self._written = stamp(self.path), self.path.stat().st_mtime_ns
             try:
                 return self._open_to_read()
             except DataError:
@@ -85,7 +90,7 @@ class Handle:
             try:
                 with damage_named(self.path, what):
                     found = function(file)
-                if not self.outdated:
+                if not self._restructured:
                     return found
             except DataError:
                 if not self.outdated:
@@ -123,7 +128,7 @@ class Handle:
             self._file = self._reading.enter_context(h5py.File(source, "r"))
 
     def _open_to_append(self) -> None:
-        self._writing.enter_context(RunLock(self.path.with_name(self.path.name + ".lock")))
+        self._writing.enter_context(RunLock(lock_of(self.path)))
         self._descriptor = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         self._writing.callback(os.close, self._descriptor)
         recover(self.path)

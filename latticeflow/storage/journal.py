@@ -139,12 +139,18 @@ def recover(path: Path) -> bool:
     return True
 
 
+def lock_of(path: Path) -> Path:
+    """The lock beside a file; its time of change is that of the last change of the file's structure."""
+    return path.with_name(path.name + ".lock")
+
+
 def stamp(path: Path) -> tuple[int, ...]:
-    """What the system notes of a file and its journal when they are written; another stamp, another content."""
-    noted = [path.stat().st_mtime_ns]
-    with suppress(FileNotFoundError):
-        journal = journal_of(path).stat()
-        noted += [journal.st_ino, journal.st_mtime_ns]
+    """What the system notes of a change of a file's structure, and only of that: another stamp, another structure."""
+    noted = []
+    for file in (lock_of(path), journal_of(path)):
+        with suppress(FileNotFoundError):
+            found = file.stat()
+            noted += [found.st_ino, found.st_mtime_ns]
     return tuple(noted)
 
 
@@ -184,6 +190,7 @@ def _replay(path: Path, pages: Pages) -> None:
         file.truncate(pages.size)
         file.flush()
         os.fsync(file.fileno())
-    os.utime(path, ns=(now := time.time_ns(), now))  # many systems note it to 4 ms, in which two changes have room
+    with suppress(FileNotFoundError):  # noted by the system, two changes within 4 ms may have one time
+        os.utime(lock_of(path), ns=(now := time.time_ns(), now))
     journal_of(path).unlink()
     fsync_folder(path.parent)

@@ -17,7 +17,7 @@ from latticeflow.storage.commit import BlockWriter, marker_places, write_marker
 from latticeflow.storage.errors import DataError
 from latticeflow.storage.handle import PATIENCE, PAUSE
 from latticeflow.storage.header import Header, read_header, read_marker
-from latticeflow.storage.journal import Overlay, Pages, journal_of, read_journal, recover, stamp
+from latticeflow.storage.journal import Overlay, Pages, journal_of, lock_of, read_journal, recover, stamp
 from latticeflow.storage.lock import RunLock
 from latticeflow.storage.part import Columns, check_follows, files_of
 
@@ -77,7 +77,7 @@ def repair(path: str | os.PathLike[str]) -> Survey:
     files = files_of(Path(path))
     with ExitStack() as locks:
         for file in files:
-            locks.enter_context(RunLock(file.with_name(file.name + ".lock")))
+            locks.enter_context(RunLock(lock_of(file)))
         undone = [file for file in files if not _journal_done(file)]
         found = survey(path)
         for file in files:
@@ -90,7 +90,7 @@ def repair(path: str | os.PathLike[str]) -> Survey:
 
 
 def _stamps(path: Path) -> list[tuple[int, ...]]:
-    return [stamp(file) for file in files_of(path)]
+    return [(*stamp(file), file.stat().st_mtime_ns) for file in files_of(path)]
 
 
 def _survey(path: Path) -> Survey:
