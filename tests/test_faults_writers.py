@@ -174,7 +174,7 @@ def packaged_rows(path: Path) -> tuple[int, dict[str, np.ndarray]]:
         }
 
 
-SLOW = ("--set", "chain.kernels=['hmc']", "--set", "chain.hmc.step_size=0.02")
+SLOW = ("--set", "chain.kernels=['hmc']", "--set", "chain.hmc.step_size=0.004")
 
 
 def test_readers_during_a_run_see_a_consistent_prefix(config):

@@ -17,7 +17,7 @@ from latticeflow.storage.lock import RunLock
 
 Result = TypeVar("Result")
 PATIENCE = 10.0  # seconds; a change takes a few milliseconds
-PAUSE = 0.01
+PAUSE = 0.001
 
 
 class Handle:

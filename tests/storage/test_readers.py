@@ -22,7 +22,7 @@ with Ensemble.open(sys.argv[1], "a") as ensemble:
 
 
 def test_every_reader_sees_a_consistent_prefix(path, kit):
-    settings = kit.settings(fields={"phi": ((1,), float)}, history={"action": float}, draws=200)
+    settings = kit.settings(fields={"phi": ((1,), float)}, history={"action": float}, draws=1600)
     Ensemble.create(path, **settings).close()
     seen = []
     with subprocess.Popen([sys.executable, "-c", RUN, str(path)]) as run:
