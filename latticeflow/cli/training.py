@@ -35,12 +35,14 @@ def train(folder: RunFolder) -> FlowSampler:
     steps = config.training.steps
     if trainer.step < steps:
         _rewrite_metrics(folder, trainer)
+    skipped = sum(record.skipped for record in trainer.records)
     with ticker(TRAINING, steps, done=trainer.step) as counter, finishing("step") as stop:
 
         def on_step(trainer: Trainer, record: StepRecord) -> None:
+            nonlocal skipped
             _check_again(folder, taken.get(record.step), asdict(record))
             append_line(folder.metrics_file, json.dumps(asdict(record)))
-            skipped = sum(record.skipped for record in trainer.records)
+            skipped += record.skipped
             counter.advance(1, f"loss {record.loss:.3f}  ESS {record.ess:.3f}" + f"  skipped {skipped}" * bool(skipped))
             if trainer.step % config.training.checkpoint_every == 0 or trainer.step == steps or stop.asked:
                 folder.save_checkpoint(TRAINING, trainer.state_dict(), trainer.step)
@@ -94,7 +96,9 @@ def needs_training(config: Config) -> bool:
 def _finished_training(folder: RunFolder) -> dict[str, Any]:
     checkpoint, steps = folder.load_checkpoint(TRAINING), folder.config.training.steps
     done = 0 if checkpoint is None else checkpoint.step
-    if done < steps or hopeless([record["skipped"] for record in checkpoint.state["records"]]):
+    if done == steps and hopeless([record["skipped"] for record in checkpoint.state["records"]]):
+        raise UsageError(f"{folder.path}: the training failed at its last step; start another with other settings")
+    if done < steps:
         raise UsageError(
             f"{folder.path} is trained for {done} of {steps} steps; "
             "finish it with `latticeflow run --resume` or `latticeflow train --resume`"

@@ -83,8 +83,11 @@ class Handle:
             time.sleep(PAUSE)
 
     def read(self, what: str, function: Callable[[h5py.File], Result]) -> Result:
-        """Read what a run may be changing, again and again until nothing was written meanwhile; raises `DataError`."""
+        """Read what a run may be changing, again and again until the structure stayed as it was; raises `DataError`."""
         start = time.monotonic()
+        problem = DataError(
+            f"{self.path}: {what} changed all the time for {PATIENCE:g} s; read it when the run is done"
+        )
         while time.monotonic() < start + PATIENCE:
             file = self.file  # closed is not damaged
             try:
@@ -92,12 +95,13 @@ class Handle:
                     found = function(file)
                 if not self._restructured:
                     return found
-            except DataError:
+            except DataError as error:
                 if not self.outdated:
                     raise
+                problem = error
             time.sleep(PAUSE)
             self.look_again()
-        raise DataError(f"{self.path}: {what} changed all the time for {PATIENCE:g} s; read it when the run is done")
+        raise problem
 
     def edit(self, change: Callable[..., None], *arguments: object) -> None:
         """Run `change(file, *arguments)` whole or not at all.

@@ -164,7 +164,7 @@ class Trainer:
             self.best_ess, self.best_weights = running, self._weights()
 
     def _stop_if_hopeless(self) -> None:
-        if hopeless([record.skipped for record in self.records]):
+        if hopeless([record.skipped for record in self.records[-MAX_SKIPPED_IN_A_ROW:]]):
             raise TrainingError(
                 f"step {self.step}: {MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient; "
                 f"lower learning_rate ({self.settings.learning_rate:g}) or set gradient_clip"
@@ -197,7 +197,7 @@ class Trainer:
 
 
 def hopeless(skipped: Sequence[bool]) -> bool:
-    """Return whether a training ended in so many skipped steps that it cannot go on."""
+    """Return whether a training ended in 20 skipped steps: it cannot go on."""
     return len(skipped) >= MAX_SKIPPED_IN_A_ROW and all(skipped[-MAX_SKIPPED_IN_A_ROW:])
 
 

@@ -248,7 +248,7 @@ def test_a_training_that_fails_at_its_last_step_is_not_finished(program, config,
     assert outcome.code == FAILED
     assert "step 25: 20 steps in a row had a non-finite loss or gradient" in outcome.err
     assert skipped(folder) == list(range(6, 26))
-    assert f"{folder} is trained for 25 of 25 steps" in program("sample", folder).refused(USAGE)
+    assert f"{folder}: the training failed at its last step" in program("sample", folder).refused(USAGE)
     assert not (folder / "ensemble.h5").exists()
     out = config.with_name("next")
     program("train", config, "--out", out, *changing(f"training.start_from={folder}")).refused(USAGE)
