@@ -109,7 +109,7 @@ def build_sampler(config: Config) -> FlowSampler:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
         if isinstance(settings, StabilisedSamplerSettings):
-            own = {"tau": settings.tau, "headroom": settings.headroom, "shared": settings.sites == "shared"}
+            own = {"tau": settings.tau, "shared": settings.sites == "shared"}
             sampler = StabilisedSampler(config.lattice.shape, prior=prior, **own, **_couplings(settings))
         else:
             sampler = FlowSampler(prior, build_flow(config))

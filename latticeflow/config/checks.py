@@ -125,15 +125,6 @@ def coupling_kernel(values: Values) -> list[Problem]:
     ]
 
 
-def sampler_headroom(values: Values) -> list[Problem]:
-    """The couplings start with log scales of -2 headroom / layers, inside what their clamp allows."""
-    headroom, layers, negative = (values[f"sampler.{name}"] for name in ("headroom", "layers", "clamp_negative"))
-    if values["sampler.clamp"] == "none" or 2 * headroom / layers < negative:
-        return []
-    expected = f"number < {0.5 * layers * negative:g}, half of layers x clamp_negative"
-    return [Problem("sampler.headroom", expected, written(headroom), "more sampler.layers share it")]
-
-
 def flow_tiles(values: Values) -> list[Problem]:
     """The stripe masks of a gauge flow tile only some lattices."""
     theory, shape = values["action.kind"], values["lattice.shape"]
@@ -279,7 +270,6 @@ CHECKS = (
     sampler_theory,
     coupling_mask,
     coupling_kernel,
-    sampler_headroom,
     flow_tiles,
     prior_theory,
     prior_sector_factor,

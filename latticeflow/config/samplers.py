@@ -127,8 +127,4 @@ class StabilisedSamplerSettings(Couplings):
     kind: Literal["stabilised"] = Field(description="stabilised deep flow of a real field")
     prior: Prior = Field(discriminator="kind", description="The base distribution.")
     tau: Positive = Field(100.0, description="where LOFT begins to compress, in units of the field before the last map")
-    headroom: NonNegative = Field(
-        0.0,
-        description="log scale by which the couplings contract and the last map expands at first, for heavy tails",
-    )
     sites: Literal["own", "shared"] = Field("own", description="scale and shift of every site, or one for all")

@@ -34,17 +34,6 @@ class Clamp:
             if not 0 < getattr(self, name) < math.inf:
                 raise ValueError(f"the clamp's {name} bound must be positive and finite, got {getattr(self, name)!r}")
 
-    def inverse(self, log_scale: float) -> float:
-        """Return s with `c(s) = log_scale`; raises ValueError for what the clamp does not reach."""
-        bound = self.positive if self.kind == "asymmetric" and log_scale >= 0 else self.negative
-        if self.kind == "none":
-            return log_scale
-        if not abs(log_scale) < bound:
-            raise ValueError(f"the clamp does not reach a log scale of {log_scale:g}; its bound is {bound:g}")
-        if self.kind == "tanh":
-            return bound * math.atanh(log_scale / bound)
-        return bound * math.tan(0.5 * math.pi * log_scale / bound)
-
     def __call__(self, log_scale: Tensor) -> Tensor:
         if self.kind == "none":
             return log_scale

@@ -47,13 +47,13 @@ class SiteMap(nn.Module, ABC):
 
 
 class AffineMap(SiteMap):
-    """`x = z exp(c(s_0 + s)) + t`, c being a soft clamp and `(s, t)` the parameters; `c(s_0)` is `start`, usually 0."""
+    """`x = z exp(c(s)) + t`, c being a soft clamp and `(s, t)` the parameters."""
 
     outputs = 2
 
-    def __init__(self, clamp: Clamp, *, start: float = 0.0) -> None:
+    def __init__(self, clamp: Clamp) -> None:
         super().__init__()
-        self.clamp, self.start = clamp, clamp.inverse(start)
+        self.clamp = clamp
 
     def forward(self, parameters: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         log_scale = self._log_scale(parameters)
@@ -67,19 +67,19 @@ class AffineMap(SiteMap):
         return parameters * parameters.new_tensor([1.0, -1.0])
 
     def _log_scale(self, parameters: Tensor) -> Tensor:
-        return self.clamp(parameters[..., 0] + self.start)
+        return self.clamp(parameters[..., 0])
 
 
 class SplineMap(SiteMap):
     """A rational-quadratic spline of `[-bound, bound]` with `bins` bins and linear tails, then an affine map."""
 
-    def __init__(self, clamp: Clamp, *, bins: int, bound: float, start: float = 0.0) -> None:
+    def __init__(self, clamp: Clamp, *, bins: int, bound: float) -> None:
         super().__init__()
         if not 2 <= bins <= MOST_BINS:
             raise ValueError(f"bins must be from 2 to {MOST_BINS}, got {bins!r}")
         if not 0 < bound < math.inf:
             raise ValueError(f"bound must be positive and finite, got {bound!r}")
-        self.affine, self.bins, self.bound = AffineMap(clamp, start=start), bins, bound
+        self.affine, self.bins, self.bound = AffineMap(clamp), bins, bound
         self.outputs = 2 + 3 * bins - 1
 
     def forward(self, parameters: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -143,7 +143,6 @@ def coupling_flow(
     mask: str = "checkerboard",
     transform: str = "affine",
     clamp: Clamp = DEFAULT_CLAMP,
-    start: float = 0.0,
     bins: int = 8,
     bound: float = 3.0,
     hidden: Sequence[int] = (64,),
@@ -151,7 +150,7 @@ def coupling_flow(
 ) -> Sequential:
     """Return `layers` couplings with the masks of one kind in turn; the other settings are those of `Coupling`.
 
-    `start` is the log scale of each before training. Raises ValueError for an unknown mask or transform, and a mask
+    Raises ValueError for an unknown mask or transform, and a mask
     that does not fit the shape.
     """
     if transform not in TRANSFORMS:
@@ -159,7 +158,7 @@ def coupling_flow(
 
     def site_map() -> SiteMap:
         if transform == "affine":
-            return AffineMap(clamp, start=start)
-        return SplineMap(clamp, bins=bins, bound=bound, start=start)
+            return AffineMap(clamp)
+        return SplineMap(clamp, bins=bins, bound=bound)
 
     return Sequential(Coupling(one, site_map(), hidden=hidden, **coupling) for one in mask_cycle(mask, shape, layers))

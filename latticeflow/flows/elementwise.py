@@ -11,18 +11,18 @@ from latticeflow.lattice import check_shape, volume
 
 
 class ElementwiseAffine(Bijection):
-    """`x = exp(log_scale) z + shift`, both trainable, `log_det = sum log_scale`; at first they are `start` and 0.
+    """`x = exp(log_scale) z + shift`, both trainable and 0 at first, `log_det = sum log_scale`.
 
     Fields `(batch, *shape)`. The parameters have the field's shape, or with `shared` none: one scale and shift for all
     sites, which fits a lattice of any size. Without `shift` the map is odd. Raises ValueError for fields of another
     shape.
     """
 
-    def __init__(self, shape: Sequence[int], *, shared: bool = False, shift: bool = True, start: float = 0.0) -> None:
+    def __init__(self, shape: Sequence[int], *, shared: bool = False, shift: bool = True) -> None:
         super().__init__()
         self.shape = check_shape(shape)
         own = () if shared else self.shape
-        self.log_scale = nn.Parameter(torch.full(own, start))
+        self.log_scale = nn.Parameter(torch.zeros(own))
         self.shift = nn.Parameter(torch.zeros(own)) if shift else None
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:

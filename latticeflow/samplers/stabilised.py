@@ -14,14 +14,14 @@ class StabilisedSampler(FlowSampler):
     The draws of `prior`, independent student-t variables with trainable degrees of freedom where it is not given, pass
     `layers` couplings whose log scales a `Clamp` bounds (`coupling_flow` has the settings), then LOFT, which pulls in
     what is beyond `tau`, and last a trainable elementwise affine map, so that large scales stay in reach. Train it with
-    the path estimator, in double precision for densities with heavy tails. For those set `headroom`, 3 say: the
-    couplings together then contract every variable by `exp(-headroom)` at the start and the last map expands it by as
-    much, so that far draws only need a smaller contraction, while clamped couplings learn to expand but slowly.
+    the path estimator, in double precision for densities with heavy tails. For those the clamp's positive bound must
+    leave room: `layers` couplings expand a variable by `exp(positive layers / 2)` at most, and what is beyond is never
+    drawn.
 
     With `shared` the affine map and the default prior have one parameter for all sites: weights of convolutions then
     fit lattices of any size. With `odd` the sampler has the symmetry `x -> -x`. Raises ValueError for a mask that does
-    not fit the shape and settings out of range. Source: arXiv:2402.16408, section 4; headroom and the size that a dense
-    conditioner sees are ours.
+    not fit the shape and settings out of range. Source: arXiv:2402.16408, section 4; the size of the whole as an input
+    of dense conditioners is ours.
     """
 
     def __init__(
@@ -31,17 +31,15 @@ class StabilisedSampler(FlowSampler):
         layers: int = 64,
         prior: Prior | None = None,
         tau: float = 100.0,
-        headroom: float = 0.0,
         shared: bool = False,
         odd: bool = False,
         **couplings: Any,
     ) -> None:
-        start = -2 * headroom / max(layers, 1)
         flow = Sequential(
             [
-                *coupling_flow(shape, layers=layers, odd=odd, start=start, **couplings).layers,
+                *coupling_flow(shape, layers=layers, odd=odd, **couplings).layers,
                 LOFT(tau),
-                ElementwiseAffine(shape, shared=shared, shift=not odd, start=float(headroom)),
+                ElementwiseAffine(shape, shared=shared, shift=not odd),
             ]
         )
         super().__init__(StudentT(shape, per_site=not shared) if prior is None else prior, flow)

@@ -1,6 +1,6 @@
 """Stabilised deep flows on densities (arXiv:2402.16408): against other flows, against depth, and what a step costs.
 
-    python runs/benchmarks/stabilised.py [--steps 1000] [--part table|depth|cost] [--only WORD] [--threads 1]
+    python runs/benchmarks/stabilised.py [--steps 1000] [--part table|depth|cost] [--only WORD] [--methods WORD]
 
 Every flow takes the same number of steps from the same seed, with the norm of the gradient clipped at 10 (not for the
 student-t densities, where nothing shall help a flow to stay finite), and is judged by its last weights: ELBO and log Z
@@ -9,8 +9,8 @@ largest |z| that any layer gave on these draws, and the CPU seconds of the train
 trajectories after 500 for thermalisation; its log Z is Bennett's, between its configurations and the draws of the
 stabilised flow, and its ESS that of the action. "AIS" anneals the mean-field draws to the target by HMC: a log Z that
 no deep flow has a part in.
-Writes results/stabilised.json and results/stabilised.md beside this file; rows of targets that `--only` leaves out stay
-as they were.
+Writes results/stabilised.json and results/stabilised.md beside this file; rows that `--only` and `--methods`
+leave out stay as they were.
 """
 
 import argparse
@@ -53,7 +53,6 @@ REPLICA, TRAJECTORIES = 64, 500
 TEMPERATURES, PARTICLES = 400, 512
 SPLINE_LAYERS = 4
 GRADIENT_CLIP = 10.0
-HEADROOM = 3.0
 
 TARGETS: dict[str, Callable[[], Density]] = {
     "student-t, D = 10": lambda: MultivariateStudentT(10),
@@ -104,8 +103,8 @@ def normal_base(dimension: int, layers: int) -> StabilisedSampler:
     return stabilised(dimension, layers, prior=Normal((dimension,)))
 
 
-def with_headroom(dimension: int, layers: int) -> StabilisedSampler:
-    return stabilised(dimension, layers, headroom=HEADROOM)
+def clamped(positive: float) -> Callable[[int, int], StabilisedSampler]:
+    return lambda dimension, layers: stabilised(dimension, layers, clamp=Clamp(positive=positive))
 
 
 METHODS: dict[str, tuple[Callable[[int, int], FlowSampler], str]] = {
@@ -115,7 +114,8 @@ METHODS: dict[str, tuple[Callable[[int, int], FlowSampler], str]] = {
     "tanh clamp, student-t base (ATAF)": (tail_adaptive, "path"),
     "splines, 4 layers": (splines, "path"),
     "stabilised": (stabilised, "path"),
-    "stabilised, headroom 3": (with_headroom, "path"),
+    "stabilised, clamp to 0.3": (clamped(0.3), "path"),
+    "stabilised, clamp to 0.5": (clamped(0.5), "path"),
     "stabilised, normal base": (normal_base, "path"),
     "stabilised, no path gradient": (stabilised, "reparametrisation"),
 }
@@ -291,13 +291,15 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
             continue
         samplers: dict[str, FlowSampler] = {}
         for method in METHODS:
-            if method in ABLATIONS and name not in ABLATED:
+            if options.methods not in method or (method in ABLATIONS and name not in ABLATED):
                 continue
             found, samplers[method] = row(name, method, options.layers, options)
             rows.append(found)
         target = TARGETS[name]()
-        others = {"HMC": hmc(target, samplers["stabilised"])}
-        if target.log_z is None:
+        others: dict[str, dict[str, Any]] = {}
+        if "stabilised" in samplers:
+            others["HMC"] = hmc(target, samplers["stabilised"])
+        if "mean-field" in samplers and target.log_z is None:
             others["AIS"] = annealed(target, samplers["mean-field"])
         for label, found in others.items():
             rows.append({"target": name, "method": label, "layers": 0, "exact": target.log_z} | found)
@@ -311,7 +313,8 @@ def depth(options: argparse.Namespace) -> list[dict[str, Any]]:
     return [
         row("student-t, D = 50", method, layers, shorter, times=5)[0]
         for layers in (4, 16, 32, 64)
-        for method in ("RealNVP", "stabilised, headroom 3")
+        for method in ("RealNVP", "stabilised, clamp to 0.5")
+        if options.methods in method
     ]
 
 
@@ -388,10 +391,14 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def merged(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Put new rows in the place of old ones of the same target, in the order of the targets."""
-    fresh = {row["target"] for row in new}
-    rows = [row for row in old if row["target"] not in fresh] + new
-    return sorted(rows, key=lambda row: list(TARGETS).index(row["target"]))
+    """Put new rows in the place of old ones of the same target, method and depth, in the order of the scripts."""
+    rows = {(row["target"], row["layers"], row["method"]): row for row in [*old, *new]}
+    targets, methods = list(TARGETS), [*METHODS, "HMC", "AIS"]
+
+    def place(row: dict[str, Any]) -> tuple[int, float, int]:
+        return targets.index(row["target"]), row["layers"] or math.inf, methods.index(row["method"])
+
+    return sorted(rows.values(), key=place)
 
 
 def main() -> None:
@@ -404,6 +411,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--part", choices=("table", "depth", "cost"))
     parser.add_argument("--only", default="", help="targets whose name contains this word")
+    parser.add_argument("--methods", default="", help="flows whose name contains this word")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     stored = RESULTS / "stabilised.json"
@@ -411,7 +419,7 @@ def main() -> None:
     results = json.loads(stored.read_text()) if stored.exists() else {}
     for name, rows in found.items():
         results[name] = rows if name == "cost" else merged(results.get(name, []), rows)
-    results["options"] = {k: v for k, v in vars(options).items() if k not in ("part", "only")}
+    results["options"] = {k: v for k, v in vars(options).items() if k not in ("part", "only", "methods")}
     results["provenance"] = {k: v for k, v in provenance().items() if k not in ("host", "command")}
     RESULTS.mkdir(exist_ok=True)
     stored.write_text(json.dumps(results, indent=2) + "\n")

@@ -82,14 +82,13 @@ def test_defaults_of_a_stabilised_sampler():
         "inner_kernel": 1,
         "symmetry": "none",
         "tau": 100.0,
-        "headroom": 0.0,
         "sites": "own",
     }
 
 
 def test_a_coupling_flow_has_the_same_defaults_but_for_what_it_lacks():
     config = parse_config(PHI4 + COUPLING)
-    own = parse_config(PHI4 + STABILISED).sampler.model_dump(exclude={"kind", "prior", "tau", "headroom", "sites"})
+    own = parse_config(PHI4 + STABILISED).sampler.model_dump(exclude={"kind", "prior", "tau", "sites"})
     assert config.sampler.flow.model_dump(exclude={"kind"}) == own
     assert (config.sampler.kind, config.sampler.prior.kind) == ("flow", "normal")
 
@@ -212,15 +211,6 @@ def test_a_stabilised_sampler_is_built_with_its_settings(sites, symmetry):
     for layer in couplings(sampler):
         assert layer.odd == (symmetry == "z2")
         assert [part.linear.out_features for part in layer.network.network.layers] == [5, 6, 2]
-
-
-@pytest.mark.parametrize("headroom", [0, 1.5, 3])
-def test_headroom_is_built(headroom):
-    overrides = within("sampler", "layers=4", "hidden=[4]", f"headroom={headroom}")
-    sampler = build_sampler(parse_config(PHI4 + STABILISED, overrides))
-    assert (sampler.flow.layers[-1].log_scale == headroom).all()
-    clamp = Clamp()
-    assert [layer.site_map.start for layer in couplings(sampler)] == [clamp.inverse(-headroom / 2)] * 4
 
 
 @pytest.mark.parametrize("section", SECTIONS)

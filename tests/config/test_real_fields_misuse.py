@@ -181,20 +181,6 @@ def test_a_convolution_of_one_site_sees_nothing(problems, section):
     parse_config(PHI4 + SECTIONS[section], [f"{section}.kernel=1", f"{section}.conditioner=dense"])
 
 
-@pytest.mark.parametrize(
-    ("changes", "most"),
-    [(["layers=2"], "2"), (["layers=3"], "3"), (["layers=12", "clamp_negative=0.5"], "3"), (["layers=1"], "1")],
-)
-@pytest.mark.parametrize("clamp", ["asymmetric", "symmetric", "tanh"])
-def test_headroom_is_within_reach_of_the_clamp(problems, clamp, changes, most):
-    others = [f"sampler.{change}" for change in (*changes, f"clamp={clamp}")]
-    problem = only(problems(PHI4 + STABILISED, "sampler.headroom=3", *others), "sampler.headroom")
-    assert problem.expected == f"number < {most}, half of layers x clamp_negative"
-    assert problem.found == "3"
-    parse_config(PHI4 + STABILISED, [*others, f"sampler.headroom={0.9 * float(most)}"])
-    parse_config(PHI4 + STABILISED, [*others, "sampler.headroom=3", "sampler.clamp=none"])
-
-
 # ---------------------------------------------------------------- single values
 
 
@@ -203,7 +189,6 @@ WRONG = {
     "sampler.prior.degrees_of_freedom": (["0", "-2", "inf"], "number > 0"),
     "sampler.prior.sites": (['"every"', "1"], '"own" or "shared"'),
     "sampler.tau": (["0", "-100.0", "inf"], "number > 0"),
-    "sampler.headroom": (["-1", "inf", "true"], "number >= 0"),
     "sampler.sites": (['"all"', "true"], '"own" or "shared"'),
 }
 OF_COUPLINGS = {

@@ -67,13 +67,6 @@ def test_shared_affine_counts_every_site_and_fits_every_lattice():
     assert_close(log_det, torch.full((5,), 64 * 0.3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("shared", [False, True])
-def test_affine_starts_with_a_scale(shared):
-    layer = ElementwiseAffine(SHAPE, shared=shared, start=-1.5).double()
-    assert_close(layer(batch()), (torch.exp(torch.tensor(-1.5)) * batch(), torch.full((200,), -9.0).double()))
-    assert_close(layer.inverse(layer(batch())[0])[0], batch())
-
-
 @pytest.mark.parametrize("shape", [(3, 2), (1,), (2, 1), (4,)])
 @pytest.mark.parametrize("shared", [False, True])
 def test_affine_refuses_fields_of_another_shape(shared, shape):
