@@ -1,6 +1,6 @@
 """Stabilised deep flows on densities (arXiv:2402.16408): against other flows, against depth, and what a step costs.
 
-    python runs/benchmarks/stabilised.py [--steps 1000] [--part table|depth|cost] [--only WORD] [--methods WORD]
+    python runs/benchmarks/stabilised.py [--steps 1000] [--part table|depth|cost] [--only WORD] [--methods PATTERN]
 
 Every flow takes the same number of steps from the same seed, with the norm of the gradient clipped at 10 (not for the
 student-t densities, where nothing shall help a flow to stay finite), and is judged by its last weights: ELBO and log Z
@@ -16,6 +16,7 @@ leave out stay as they were.
 import argparse
 import json
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -291,7 +292,7 @@ def table(options: argparse.Namespace) -> list[dict[str, Any]]:
             continue
         samplers: dict[str, FlowSampler] = {}
         for method in METHODS:
-            if options.methods not in method or (method in ABLATIONS and name not in ABLATED):
+            if not re.search(options.methods, method) or (method in ABLATIONS and name not in ABLATED):
                 continue
             found, samplers[method] = row(name, method, options.layers, options)
             rows.append(found)
@@ -314,7 +315,7 @@ def depth(options: argparse.Namespace) -> list[dict[str, Any]]:
         row("student-t, D = 50", method, layers, shorter, times=5)[0]
         for layers in (4, 16, 32, 64)
         for method in ("RealNVP", "stabilised, clamp to 0.5")
-        if options.methods in method
+        if re.search(options.methods, method)
     ]
 
 
@@ -411,7 +412,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--part", choices=("table", "depth", "cost"))
     parser.add_argument("--only", default="", help="targets whose name contains this word")
-    parser.add_argument("--methods", default="", help="flows whose name contains this word")
+    parser.add_argument("--methods", default="", help="flows whose name has this pattern")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     stored = RESULTS / "stabilised.json"
