@@ -22,6 +22,13 @@ def check_shape(shape: Sequence[int], *, dimensions: int | None = None) -> Shape
     return extents
 
 
+def check_integer(name: str, value: int, *, low: int) -> int:
+    """Return `value`; raise ValueError unless it is an integer of at least `low`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
+    return value
+
+
 def volume(shape: Sequence[int]) -> int:
     """Return the number of sites."""
     return math.prod(shape)

@@ -1,9 +1,11 @@
-"""Random streams that depend on what they are for, not on what was drawn before."""
+"""Random streams that depend on what they are for, not on what was drawn before; where and how numbers are drawn."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Generator
 
 
 def stream(seed: int, purpose: str, block: int = 0, *, device: str | torch.device = "cpu") -> torch.Generator:
@@ -17,3 +19,14 @@ def stream(seed: int, purpose: str, block: int = 0, *, device: str | torch.devic
     words = np.random.SeedSequence([seed, zlib.crc32(purpose.encode()), block])
     state = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
     return torch.Generator(device).manual_seed(state)
+
+
+def device_options(generator: Generator | None) -> dict[str, Any]:
+    """Return the keywords of a float64 tensor on the generator's device, without one on the CPU."""
+    device = generator.device if generator is not None else torch.device("cpu")
+    return {"dtype": torch.float64, "device": device}
+
+
+def draw_options(generator: Generator | None) -> dict[str, Any]:
+    """Return the keywords of float64 random numbers from this generator, on its device."""
+    return {"generator": generator, **device_options(generator)}

@@ -2,12 +2,16 @@
 
 from latticeflow.actions.base import Action, ModifiedAction
 from latticeflow.actions.densities import (
+    CircleOfGaussians,
     Density,
+    Drawable,
     Funnel,
     GaussianMixture,
     HorseshoeLogistic,
     LinearRegression,
     MultivariateStudentT,
+    TwoMoons,
+    TwoRings,
     breast_cancer_horseshoe,
     synthetic_horseshoe,
     synthetic_regression,
@@ -19,7 +23,9 @@ from latticeflow.actions.u1 import U1Action
 
 __all__ = [
     "Action",
+    "CircleOfGaussians",
     "Density",
+    "Drawable",
     "Funnel",
     "GaussianMixture",
     "HolonomyMarginal",
@@ -29,6 +35,8 @@ __all__ = [
     "MultivariateStudentT",
     "ScalarAction",
     "SchwingerAction",
+    "TwoMoons",
+    "TwoRings",
     "U1Action",
     "breast_cancer_horseshoe",
     "synthetic_horseshoe",

@@ -1,4 +1,4 @@
-"""Layers that act on each variable by itself: affine maps, softplus, and permutations of the variables."""
+"""Layers that act on each variable by itself: affine maps, softplus, the reflection; permutations of the variables."""
 
 from collections.abc import Sequence
 
@@ -107,6 +107,16 @@ class Permutation(Bijection):
             raise ValueError(f"a permutation of {len(order)} variables was given fields of shape {list(field.shape)}")
         flat = field.flatten(1)
         return flat.index_select(1, order).reshape(field.shape), torch.zeros_like(flat[:, 0])
+
+
+class Reflection(Bijection):
+    """`x = -z`, the Z2 symmetry of phi^4; the log-determinant is 0."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return -z, torch.zeros_like(z.flatten(1)[:, 0])
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.forward(x)
 
 
 class Softplus(Bijection):

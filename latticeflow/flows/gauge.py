@@ -6,7 +6,7 @@ transformations therefore commute with the layer and the log-determinant is that
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,11 +15,22 @@ from torch import Tensor
 from latticeflow.flows.bijection import Bijection, Sequential
 from latticeflow.flows.masks import StripeMask, stripe_cycle
 from latticeflow.flows.networks import Conditioner
-from latticeflow.flows.spline import circular_spline, spline_forward, spline_inverse
+from latticeflow.flows.spline import (
+    Spline,
+    circular_spline,
+    spline_forward,
+    spline_inverse,
+    tailed_forward,
+    tailed_inverse,
+    tailed_spline,
+)
 from latticeflow.lattice import Shape
 from latticeflow.u1 import plaquette, sawtooth, wrap
 
 FEATURES, CONTEXTS = 8, 2
+
+PlaquetteMap = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+TailedMap = Callable[[Spline, Tensor, float], tuple[Tensor, Tensor]]
 
 
 class PlaquetteCoupling(Bijection):
@@ -53,31 +64,73 @@ class PlaquetteCoupling(Bijection):
             tables = [mask.all_cells(), *[mask.neighbours(1)] * len(hidden)]
         else:
             tables = [mask.neighbours(kernel, dilation) for dilation in dilations or [1] * (len(hidden) + 1)]
-        self.network = Conditioner([FEATURES, *hidden, 3 * bins + 1], tables, contexts=CONTEXTS)
+        self.network = Conditioner([FEATURES, *hidden, self.parameters_of(bins)], tables, contexts=CONTEXTS)
+
+    @staticmethod
+    def parameters_of(bins: int) -> int:
+        """Return the number of parameters of one plaquette's map."""
+        return 3 * bins + 1
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        active, parameters = self._condition(z)
-        new, log_slope = spline_forward(circular_spline(parameters[..., 1:]), active)
-        return self._update(z, active, new + parameters[..., 0]), log_slope.sum(-1)
+        return self._apply_map(z, self._map)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        active, parameters = self._condition(x)
-        old, log_slope = spline_inverse(circular_spline(parameters[..., 1:]), active - parameters[..., 0])
-        return self._update(x, active, old), log_slope.sum(-1)
+        return self._apply_map(x, self._inverse_map)
 
-    def _condition(self, links: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the active plaquettes `(batch, cells)` and their splines' parameters."""
+    def _map(self, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
+        new, log_slope = spline_forward(circular_spline(parameters[..., 1:]), active)
+        return new + parameters[..., 0], log_slope
+
+    def _inverse_map(self, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
+        return spline_inverse(circular_spline(parameters[..., 1:]), active - parameters[..., 0])
+
+    def _apply_map(self, links: Tensor, plaquette_map: PlaquetteMap) -> tuple[Tensor, Tensor]:
+        """Map the active plaquettes `(batch, cells)`, as links that pass the change on to the passive ones."""
         loops = plaquette(links).flatten(1).index_select(1, self.columns).unflatten(1, (4, -1))
         passive, active, frozen, next_frozen = loops.unbind(1)
         invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
         cosine, sine = torch.cos(invariants), torch.sin(invariants)
-        charge = frozen_charge(cosine[..., :3], sine[..., :3])
+        charge = self._charge(loops, cosine[..., :3], sine[..., :3])
         charge = charge / torch.sqrt(1 + charge**2)  # bounded: far from the vacuum it would make the map chaotic
-        return active, self.network(torch.cat([cosine, sine], dim=-1), torch.stack([charge, charge**2], dim=-1))
+        context = torch.stack([charge, charge**2], dim=-1)
+        new, log_slope = plaquette_map(self.network(torch.cat([cosine, sine], dim=-1), context), active, passive)
+        moved = links.flatten(1).index_add(1, self.active_links, self.sign * (new - active))
+        return wrap(moved).reshape(links.shape), log_slope.sum(-1)
 
-    def _update(self, links: Tensor, old: Tensor, new: Tensor) -> Tensor:
-        moved = links.flatten(1).index_add(1, self.active_links, self.sign * (new - old))
-        return wrap(moved).reshape(links.shape)
+    def _charge(self, loops: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        return frozen_charge(cosine, sine)
+
+
+class SectorCoupling(PlaquetteCoupling):
+    r"""A coupling that never changes the topological charge, which it therefore knows exactly.
+
+    Active and passive plaquette, wrapped, change by opposite amounts, so their sum s is frozen. Neither passes pi as
+    long as the active one stays within `h = pi - |s| / 2` of `s / 2`: a spline with fixed ends maps that interval onto
+    itself, `P' = s / 2 + (h / pi) f((pi / h) (P - s / 2))`. There are two parameters less than a circular spline and
+    a shift have. No trajectory of the weights takes a configuration across the boundary of a sector, so pathwise
+    gradients are right although the action may jump there.
+    """
+
+    @staticmethod
+    def parameters_of(bins: int) -> int:
+        return 3 * bins - 1
+
+    def _map(self, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
+        return self._inside(tailed_forward, parameters, active, passive)
+
+    def _inverse_map(self, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
+        return self._inside(tailed_inverse, parameters, active, passive)
+
+    def _inside(self, tailed: TailedMap, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
+        wrapped = wrap(active)
+        half_sum = 0.5 * (wrapped + wrap(passive))
+        reach = (1 - half_sum.abs() / math.pi).clamp(min=torch.finfo(active.dtype).tiny)
+        position = ((wrapped - half_sum) / reach).clamp(-math.pi, math.pi)
+        new, log_slope = tailed(tailed_spline(parameters, math.pi), position, math.pi)
+        return active + reach * (new - position), log_slope
+
+    def _charge(self, loops: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+        return torch.round(wrap(loops).sum(dim=(1, 2)) / (2 * math.pi))
 
 
 def frozen_charge(cosine: Tensor, sine: Tensor) -> Tensor:
@@ -90,6 +143,7 @@ def frozen_charge(cosine: Tensor, sine: Tensor) -> Tensor:
     return sawtooth(cosine, sine).sum(dim=(1, 2)) / (2 * math.pi)
 
 
-def gauge_flow(shape: Shape, *, layers: int, **coupling: Any) -> Sequential:
+def gauge_flow(shape: Shape, *, layers: int, keep_charge: bool = False, **coupling: Any) -> Sequential:
     """Return `layers` plaquette couplings with the stripe masks in turn; 8 layers update every link once."""
-    return Sequential(PlaquetteCoupling(mask, **coupling) for mask in stripe_cycle(shape, layers))
+    kind = SectorCoupling if keep_charge else PlaquetteCoupling
+    return Sequential(kind(mask, **coupling) for mask in stripe_cycle(shape, layers))

@@ -1,9 +1,7 @@
-"""What every prior offers, and where and in which precision it draws."""
+"""What every prior offers."""
 
 from abc import ABC, abstractmethod
-from typing import Any
 
-import torch
 from torch import Generator, Tensor
 
 
@@ -17,14 +15,3 @@ class Prior(ABC):
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:
         """Return the log density of each field, `(n, ...) -> (n,)`."""
-
-
-def device_options(generator: Generator | None) -> dict[str, Any]:
-    """Return the keywords of a float64 tensor on the generator's device, without one on the CPU."""
-    device = generator.device if generator is not None else torch.device("cpu")
-    return {"dtype": torch.float64, "device": device}
-
-
-def draw_options(generator: Generator | None) -> dict[str, Any]:
-    """Return the keywords of float64 random numbers from this generator, on its device."""
-    return {"generator": generator, **device_options(generator)}

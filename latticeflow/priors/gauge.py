@@ -9,7 +9,8 @@ from torch import Generator, Tensor
 
 from latticeflow.exact import u1_charge_log_z, u1_gaussian_log_mean, u1_log_z
 from latticeflow.lattice import check_shape, site_sum, volume
-from latticeflow.priors.base import Prior, device_options, draw_options
+from latticeflow.priors.base import Prior
+from latticeflow.streams import device_options, draw_options
 from latticeflow.u1 import plaquette, random_gauge_transform, sawtooth, wrap
 
 

@@ -8,7 +8,8 @@ from torch import Generator, Tensor
 
 from latticeflow.exact import khat_squared, scalar_free_log_z
 from latticeflow.lattice import check_shape, shift, site_sum, volume
-from latticeflow.priors.base import Prior, draw_options
+from latticeflow.priors.base import Prior
+from latticeflow.streams import draw_options
 
 
 class Normal(Prior):

@@ -7,7 +7,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from latticeflow.lattice import check_shape
-from latticeflow.priors.base import Prior, draw_options
+from latticeflow.priors.base import Prior
+from latticeflow.streams import draw_options
 
 _SHIFT = 16
 _STIRLING = (-1 / 8, 1 / 192, -1 / 640, 17 / 14336, -31 / 18432)

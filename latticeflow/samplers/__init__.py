@@ -1,7 +1,25 @@
 """Samplers: everything that draws `(x, log q)` and evaluates `log q(x)`."""
 
+from latticeflow.samplers.base import Sampler
 from latticeflow.samplers.baseline import Baseline, quenched_baseline, tune_quenched
 from latticeflow.samplers.flow import FlowSampler
+from latticeflow.samplers.partition import Partition, from_labels, partition
+from latticeflow.samplers.piecewise import PiecewiseSampler, mirrored, standardised
+from latticeflow.samplers.sectors import SectorSampler
 from latticeflow.samplers.stabilised import StabilisedSampler
 
-__all__ = ["Baseline", "FlowSampler", "StabilisedSampler", "quenched_baseline", "tune_quenched"]
+__all__ = [
+    "Baseline",
+    "FlowSampler",
+    "Partition",
+    "PiecewiseSampler",
+    "Sampler",
+    "SectorSampler",
+    "StabilisedSampler",
+    "from_labels",
+    "mirrored",
+    "partition",
+    "quenched_baseline",
+    "standardised",
+    "tune_quenched",
+]

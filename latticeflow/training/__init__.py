@@ -1,14 +1,22 @@
-"""Training: gradient estimators of the Kullback-Leibler divergences and the loop that uses them."""
+"""Training: gradient estimators of the Kullback-Leibler divergences with their loop, and maximum likelihood."""
 
 from latticeflow.training.estimators import ESTIMATORS, make_estimator
+from latticeflow.training.likelihood import FitRecord, LikelihoodSettings, fit
+from latticeflow.training.pieces import fit_pieces
+from latticeflow.training.samples import held_out_split
 from latticeflow.training.trainer import StepRecord, Trainer, TrainingError, TrainingSettings, hopeless, train
 
 __all__ = [
     "ESTIMATORS",
+    "FitRecord",
+    "LikelihoodSettings",
     "StepRecord",
     "Trainer",
     "TrainingError",
     "TrainingSettings",
+    "fit",
+    "fit_pieces",
+    "held_out_split",
     "hopeless",
     "make_estimator",
     "train",

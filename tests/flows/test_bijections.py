@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from latticeflow.flows import Bijection, PlaquetteCoupling, Sequential, gauge_flow
+from latticeflow.flows import Bijection, PlaquetteCoupling, SectorCoupling, Sequential, gauge_flow
 from latticeflow.flows.gauge import frozen_charge
 from latticeflow.flows.masks import StripeMask
 from latticeflow.flows.networks import CellConvolution, Conditioner
@@ -42,6 +42,10 @@ def coupling(shape, mu, offset, **options):
     return PlaquetteCoupling(StripeMask(shape, mu=mu, offset=offset), **{"bins": 4, "hidden": [6], **options})
 
 
+def sector_coupling(shape, mu, offset):
+    return SectorCoupling(StripeMask(shape, mu=mu, offset=offset), bins=4, hidden=[6])
+
+
 def registry():
     cases = {
         f"coupling mu={mu} offset={offset} {shape}": (shape, lambda s=shape, m=mu, o=offset: coupling(s, m, o))
@@ -51,8 +55,10 @@ def registry():
         ]
     }
     local = {"conditioner": "local", "hidden": [8, 6], "dilations": [1, 2, 3], "bins": 5}
+    keeping = {"keep_charge": True, "hidden": [8, 6], "bins": 5}
     cases["coupling without hidden layers"] = (4, 8), lambda: coupling((4, 8), 1, 3, hidden=[], bins=2)
     for shape, mu in [((4, 4), 0), ((8, 4), 1)]:
+        cases[f"sector coupling {shape}"] = shape, lambda s=shape, m=mu: sector_coupling(s, m, 1)
         cases[f"local coupling {shape}"] = shape, lambda s=shape, m=mu: coupling(s, m, 3, conditioner="local")
     cases["local coupling of kernel 1"] = (
         (8, 4),
@@ -62,6 +68,7 @@ def registry():
     cases["nested sequential"] = (4, 4), lambda: Sequential([Sequential([coupling((4, 4), 0, 0)]), Sequential()])
     for shape in [(4, 4), (4, 8), (8, 8)]:
         cases[f"gauge flow {shape}"] = shape, lambda s=shape: gauge_flow(s, layers=8, hidden=[8, 6], bins=5)
+        cases[f"gauge flow, charge kept, {shape}"] = shape, lambda s=shape: gauge_flow(s, layers=8, **keeping)
         cases[f"gauge flow, local, {shape}"] = shape, lambda s=shape: gauge_flow(s, layers=8, **local)
     return cases
 

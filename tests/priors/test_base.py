@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from latticeflow.priors import FreeField, HaarUniform, Normal, QuenchedU1, StudentT
+from latticeflow.priors import FreeField, HaarUniform, Normal, QuenchedU1, Resampled, StudentT
 
 SMOOTH = ((0.7, 3.0), (0.3, 0.4))
+
+
+def resampled(base):
+    """Return a resampled prior as it is evaluated, with its normalisation fixed."""
+    prior = Resampled(base, truncation=20, hidden=(8,)).double()
+    prior.normalise(1000)
+    return prior
+
+
 PRIORS = {
     "free 1d": (FreeField((5,), 0.3), (5,)),
     "free 3d": (FreeField([2, 3, 4], 1.2), (2, 3, 4)),
@@ -13,6 +22,8 @@ PRIORS = {
     "normal 3d": (Normal((2, 3, 4)), (2, 3, 4)),
     "student-t": (StudentT([3, 4]), (3, 4)),
     "student-t shared": (StudentT((5,), degrees_of_freedom=2.0, per_site=False), (5,)),
+    "resampled": (resampled(Normal((5,))), (5,)),
+    "resampled 3d": (resampled(StudentT((2, 3, 4))), (2, 3, 4)),
     "haar": (HaarUniform((3, 5)), (2, 3, 5)),
     "quenched": (QuenchedU1(2.0, (3, 5)), (2, 3, 5)),
     "quenched with sectors": (QuenchedU1(1.0, [4, 4], sector=0.6), (2, 4, 4)),

@@ -12,6 +12,7 @@ class Density(Action):
     """A density of D real variables: `exp(-S(x))` for fields x of shape `(batch, D)`, in the field's precision.
 
     `dimension` is D; `log_z` is the exact logarithm of the integral of `exp(-S)` over x, None where it is unknown.
+    Densities with exact independent draws have `sample(n, generator)` (`Drawable`), the others no such method.
     Calling it raises ValueError unless the field is `(batch, D)`.
     """
 
@@ -37,13 +38,6 @@ class Density(Action):
                 f"expected [{self.dimension}]"
             )
         return (self.dimension,)
-
-
-def check_integer(name: str, value: int, *, low: int) -> int:
-    """Return `value`; raise ValueError unless it is an integer of at least `low`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ValueError(f"{name} must be an integer of at least {low}, got {value!r}")
-    return value
 
 
 def check_positive(name: str, value: float) -> float:

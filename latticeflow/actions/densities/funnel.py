@@ -4,10 +4,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
-from latticeflow.actions.densities.base import Density, check_integer, check_positive
+from latticeflow.actions.densities.base import Density, check_positive
 from latticeflow.actions.densities.normal import normal_action
+from latticeflow.lattice import check_integer
+from latticeflow.streams import draw_options
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,12 @@ class Funnel(Density):
     def __post_init__(self) -> None:
         check_integer("dimension", self.dimension, low=2)
         check_positive("scale", self.scale)
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Return n independent draws, `(n, D)`, float64."""
+        normal = torch.randn(n, self.dimension, **draw_options(generator))
+        neck = self.scale * normal[:, :1]
+        return torch.cat([neck, torch.exp(0.5 * neck) * normal[:, 1:]], dim=1)
 
     def _action(self, x: Tensor) -> Tensor:
         neck, others = x[:, :1], x[:, 1:]

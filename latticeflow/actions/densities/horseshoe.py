@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from latticeflow.actions.densities.base import Density, check_integer
+from latticeflow.actions.densities.base import Density
 from latticeflow.actions.densities.data import check_features, check_labels
 from latticeflow.actions.densities.normal import normal_action
 from latticeflow.actions.positive import log_softplus, softplus
+from latticeflow.lattice import check_integer
 
 INTERCEPT_WIDTH = 10.0
 COEFFICIENT = 3.0

@@ -4,11 +4,14 @@ import math
 from dataclasses import KW_ONLY, dataclass
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 
 from latticeflow.actions.base import check_coupling
-from latticeflow.actions.densities.base import Density, check_integer, check_positive
+from latticeflow.actions.densities.base import Density, check_positive
+from latticeflow.actions.densities.drawing import choices
 from latticeflow.actions.densities.normal import HALF_LOG_TWO_PI
+from latticeflow.lattice import check_integer
+from latticeflow.streams import draw_options
 
 CORNERS = 3
 
@@ -46,6 +49,11 @@ class GaussianMixture(Density):
         corners = torch.cat([torch.cos(angles), torch.sin(angles)], dim=1).repeat(1, pairs)
         padded = torch.nn.functional.pad(corners, (0, self.dimension % 2))
         return self.radius / math.sqrt(pairs) * padded
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Return n independent draws, `(n, D)`, float64."""
+        normal = torch.randn(n, self.dimension, **draw_options(generator))
+        return self.means.to(normal)[choices(self.weights, n, generator)] + normal
 
     def _action(self, x: Tensor) -> Tensor:
         squares = ((x[:, None] - self.means.to(x)) ** 2).sum(-1)

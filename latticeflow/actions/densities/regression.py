@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from latticeflow.actions.densities.base import Density, check_integer, check_positive
+from latticeflow.actions.densities.base import Density, check_positive
 from latticeflow.actions.densities.data import check_features, check_responses
 from latticeflow.actions.positive import log_softplus, softplus
+from latticeflow.lattice import check_integer
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -5,9 +5,11 @@ from dataclasses import dataclass
 
 import torch
 from scipy.special import betaln
-from torch import Tensor
+from torch import Generator, Tensor
 
-from latticeflow.actions.densities.base import Density, check_integer, check_positive
+from latticeflow.actions.densities.base import Density, check_positive
+from latticeflow.lattice import check_integer
+from latticeflow.streams import draw_options
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,17 @@ class MultivariateStudentT(Density):
     def __post_init__(self) -> None:
         check_integer("dimension", self.dimension, low=1)
         check_positive("degrees_of_freedom", self.degrees_of_freedom)
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        """Return n independent draws, `(n, D)`, float64: a normal over `sqrt(2 g / nu)`, `g ~ Gamma(nu / 2)`.
+
+        `g = g' u^(2 / nu)` with `g' ~ Gamma(1 + nu / 2)` and u uniform, by its logarithm, which does not underflow.
+        """
+        half, options = 0.5 * self.degrees_of_freedom, draw_options(generator)
+        normal, uniform = torch.randn(n, self.dimension, **options), torch.rand(n, 1, **options)
+        larger = torch._standard_gamma(torch.full_like(uniform, half + 1), generator=generator)
+        log_gamma = torch.log(larger) + torch.log1p(-uniform) / half
+        return normal * torch.exp(0.5 * (math.log(half) - log_gamma))
 
     def _action(self, x: Tensor) -> Tensor:
         power = 0.5 * (self.degrees_of_freedom + self.dimension)

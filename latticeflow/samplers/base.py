@@ -1,0 +1,23 @@
+"""What every sampler offers."""
+
+from abc import ABC, abstractmethod
+
+from torch import Generator, Tensor, nn
+
+from latticeflow.actions import Action
+
+
+class Sampler(nn.Module, ABC):
+    """A trainable distribution of fields that can be drawn from and whose density is known."""
+
+    @abstractmethod
+    def sample(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Return n independent fields and their `log q`, `(n,)` float64; gradients flow to the parameters."""
+
+    @abstractmethod
+    def log_prob(self, x: Tensor) -> Tensor:
+        """Return `log q` of given fields, `(batch,)` float64, with gradients to parameters and fields."""
+
+    def refine(self, action: Action, generator: Generator | None = None, *, draws: int = 512) -> bool:
+        """Adapt to the action what gradients do not; return whether there was anything."""
+        return False

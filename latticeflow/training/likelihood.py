@@ -1,0 +1,188 @@
+"""Maximum likelihood on samples of the target: Adam, early stopping on held-out samples, best weights kept."""
+
+import itertools
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latticeflow.samplers import Sampler
+from latticeflow.streams import stream
+from latticeflow.training.samples import check_samples, held_out_split
+from latticeflow.training.trainer import MAX_SKIPPED_IN_A_ROW, TrainingError
+
+CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class LikelihoodSettings:
+    """How to fit: `validation` is the fraction of samples that is held out to choose the best weights.
+
+    Training ends after `steps`, or after `patience` evaluations, `evaluate_every` steps apart, that found nothing
+    better. `decay` is that of the learning rate, half a cosine down to 0 at `steps` or none. Raises ValueError naming
+    the settings that are out of range.
+    """
+
+    steps: int = 2000
+    batch: int = 256
+    learning_rate: float = 1e-3
+    validation: float = 0.2
+    evaluate_every: int = 50
+    patience: int = 10
+    weight_decay: float = 0.0
+    decay: str = "cosine"
+    gradient_clip: float | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        counts = {"steps": 0, "batch": 1, "evaluate_every": 1, "patience": 1, "seed": 0}
+        wrong = [f"{name} >= {low}" for name, low in counts.items() if getattr(self, name) < low]
+        wrong += ["0 < learning_rate < inf"] if not 0 < self.learning_rate < math.inf else []
+        wrong += ["0 < validation < 1"] if not 0 < self.validation < 1 else []
+        wrong += ["0 <= weight_decay < inf"] if not 0 <= self.weight_decay < math.inf else []
+        wrong += ["gradient_clip > 0"] if self.gradient_clip is not None and not self.gradient_clip > 0 else []
+        wrong += ["decay 'cosine' or 'none'"] if self.decay not in ("cosine", "none") else []
+        if wrong:
+            raise ValueError(f"LikelihoodSettings needs {', '.join(wrong)}; got {self}")
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 0."""
+        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay == "cosine" else 1.0
+        return self.learning_rate * fall
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """What one evaluation found after `step` steps: `held_out` is the mean of `-log q` over the held-out samples.
+
+    `loss` is that of the training batches since the record before, NaN where there was none, `skipped` the number of
+    those that were not finite, `learning_rate` that of the next step, `seconds` since the start.
+    """
+
+    step: int
+    loss: float
+    held_out: float
+    learning_rate: float
+    seconds: float
+    skipped: int
+
+
+def fit(
+    sampler: Sampler,
+    data: Tensor,
+    *,
+    weights: Tensor | None = None,
+    settings: LikelihoodSettings | None = None,
+) -> list[FitRecord]:
+    """Minimise the mean of `-log q` over samples `(n, *shape)` in place; return the records, the first before training.
+
+    With `weights` `(n,)` it is `sum w (-log q) / sum w`, as if a sample came w times. A random part of the samples,
+    which `held_out_split` tells, is held out: it gives no gradients, and the weights with its smallest loss are those
+    at the end. Batches are drawn without replacement, epoch by epoch, a remainder that fills none being left out. All
+    random numbers come from the seed. A step whose loss or gradient is not finite is skipped.
+
+    Raises ValueError for data that are not finite or do not fit the sampler, weights that are not `(n,)`, negative, not
+    finite or all zero, fewer than two samples of positive weight in either part and a sampler without parameters;
+    TrainingError, the best weights being restored, for 20 skipped steps in a row and if no held-out loss was finite.
+    """
+    fitting = _Fit(sampler, data, weights, settings or LikelihoodSettings())
+    try:
+        fitting.run()
+    finally:
+        sampler.load_state_dict(fitting.best_weights)
+        sampler.train(fitting.was_training)
+    return fitting.records
+
+
+class _Fit:
+    """The state of a fit while it runs."""
+
+    def __init__(
+        self,
+        sampler: Sampler,
+        data: Tensor,
+        weights: Tensor | None,
+        settings: LikelihoodSettings,
+    ) -> None:
+        self.sampler, self.settings, self.was_training = sampler, settings, sampler.training
+        self.parameters = list(sampler.parameters())
+        if not self.parameters:
+            raise ValueError("the sampler has no parameters to fit")
+        samples = check_samples(sampler, data, weights)
+        chosen = held_out_split(len(samples.fields), validation=settings.validation, seed=settings.seed)
+        if min(map(len, chosen)) < 2:
+            raise ValueError(
+                f"validation = {settings.validation:g} splits {len(samples.fields)} samples of positive weight into "
+                f"{len(chosen[0])} to train on and {len(chosen[1])} held out, expected at least 2 of each"
+            )
+        device = self.parameters[0].device
+        self.training, self.held_out = (samples[part.to(device)].normalised() for part in chosen)
+        self.optimizer = torch.optim.Adam(self.parameters, weight_decay=settings.weight_decay)
+        self.records: list[FitRecord] = []
+        self.best, self.best_weights = math.inf, self._weights()
+        self.started = time.perf_counter()
+
+    def run(self) -> None:
+        settings, batches = self.settings, self._batches()
+        self._evaluate(0, [])
+        losses, skipped_in_a_row, waited = [], 0, 0
+        for step in range(1, settings.steps + 1):
+            losses.append(self._take_step(next(batches), settings.rate(step - 1)))
+            skipped_in_a_row = 0 if math.isfinite(losses[-1]) else skipped_in_a_row + 1
+            if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
+                raise TrainingError(
+                    f"step {step}: {MAX_SKIPPED_IN_A_ROW} steps in a row had a non-finite loss or gradient; "
+                    f"lower learning_rate ({settings.learning_rate:g}) or set gradient_clip"
+                )
+            if step % settings.evaluate_every == 0 or step == settings.steps:
+                waited = 0 if self._evaluate(step, losses) else waited + 1
+                losses = []
+                if waited == settings.patience:
+                    break
+        if self.best == math.inf:
+            raise TrainingError("the loss of the held-out samples was never finite")
+
+    def _take_step(self, indices: Tensor, rate: float) -> float:
+        """Return the loss, NaN if the step was skipped."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss = self.training[indices].loss(self.sampler.train())
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_clip or math.inf)
+        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
+            return math.nan
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _evaluate(self, step: int, losses: list[float]) -> bool:
+        """Record the held-out loss and return whether it is the smallest so far."""
+        held_out = self._held_out_loss()
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        mean = math.fsum(finite) / len(finite) if finite else math.nan
+        rate = self.settings.rate(step) if step < self.settings.steps else 0.0
+        seconds = time.perf_counter() - self.started
+        self.records.append(FitRecord(step, mean, held_out, rate, seconds, len(losses) - len(finite)))
+        better = held_out < self.best
+        if better:
+            self.best, self.best_weights = held_out, self._weights()
+        return better
+
+    @torch.no_grad()
+    def _held_out_loss(self) -> float:
+        sampler, count = self.sampler.eval(), len(self.held_out.fields)
+        pieces = (self.held_out[part] for part in torch.arange(count).split(CHUNK))
+        return math.fsum(len(piece.fields) * float(piece.loss(sampler)) for piece in pieces) / count
+
+    def _batches(self) -> Iterator[Tensor]:
+        count = len(self.training.fields)
+        size = min(self.settings.batch, count)
+        for epoch in itertools.count():
+            order = torch.randperm(count, generator=stream(self.settings.seed, "epoch", epoch))
+            yield from order[: count - count % size].split(size)
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self.sampler.state_dict().items()}

@@ -1,0 +1,134 @@
+"""Fitting a piecewise sampler: one flow for each cluster of samples, by maximum likelihood, also in parallel."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import combinations
+
+import torch
+from joblib import Parallel, delayed, parallel_config
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from torch import Tensor
+
+from latticeflow.samplers import FlowSampler, PiecewiseSampler
+from latticeflow.streams import stream
+from latticeflow.training.likelihood import FitRecord, LikelihoodSettings, fit
+from latticeflow.training.samples import check_weights
+from latticeflow.training.trainer import TrainingError
+
+Fitted = tuple[dict[str, Tensor], list[FitRecord]]
+Task = tuple[int, FlowSampler, Tensor, Tensor, LikelihoodSettings]
+
+
+def fit_pieces(
+    build: Callable[[int, Tensor], FlowSampler],
+    data: Tensor,
+    labels: Tensor | Sequence[int],
+    *,
+    weights: Tensor | None = None,
+    settings: LikelihoodSettings | None = None,
+    minimum: int = 100,
+    processes: int = 1,
+) -> tuple[PiecewiseSampler, list[list[FitRecord]]]:
+    """Fit one piece to the samples of each label 0 ... K - 1 and return their mixture and the records of each fit.
+
+    `data (n, *shape)`, `labels (n,)`. `build(k, data_k)` makes piece k under a random state of its own, and `fit`
+    trains it with a seed of its own, both from `settings.seed` and k. The mixture has `w_k = N_k / N`, with `weights`
+    `(n,)` the share of their sum. `processes` share the pieces; the result does not depend on their number, bit for
+    bit, as every fit runs on one thread.
+
+    Raises ValueError for labels that are not `(n,)` integers, unlabelled samples (-1, as clusterings mark noise: drop
+    them with their data, or label them), a label without samples, or with less than `minimum` ones, pieces that share
+    parameters, and what `fit` refuses; TrainingError for a fit that fails. Both name the piece.
+    """
+    settings = settings or LikelihoodSettings()
+    if processes < 1:
+        raise ValueError(f"processes must be at least 1, got {processes!r}")
+    numbers = _check_labels(labels, len(data), minimum)
+    share = torch.ones(len(data), dtype=torch.float64) if weights is None else check_weights(weights, len(data))
+    members = [(numbers == k).nonzero().flatten() for k in range(int(numbers.max()) + 1)]
+    tasks = [_task(build, k, data[member.to(data.device)], share[member], settings) for k, member in enumerate(members)]
+    pieces = [piece for _, piece, *_ in tasks]
+    _refuse_shared(pieces)
+    fitted = _fit_here(tasks) if processes == 1 else _fit_in(processes, tasks)
+    for piece, (state, _) in zip(pieces, fitted, strict=True):
+        piece.load_state_dict(state)
+    sums = [float(share[member].sum()) for member in members]
+    return PiecewiseSampler(pieces, sums), [records for _, records in fitted]
+
+
+def _check_labels(labels: Tensor | Sequence[int], n: int, minimum: int) -> Tensor:
+    numbers = torch.as_tensor(labels).cpu()
+    if numbers.shape != (n,) or n == 0 or numbers.is_floating_point() or numbers.dtype == torch.bool:
+        raise ValueError(
+            f"labels must be {n} integers, one for each sample, got {numbers.dtype} {tuple(numbers.shape)}"
+        )
+    unlabelled = int((numbers < 0).sum())
+    if unlabelled:
+        raise ValueError(f"{unlabelled} of {n} samples have no label (below 0); drop them with data[labels >= 0]")
+    for k, size in enumerate(torch.bincount(numbers).tolist()):
+        if size < max(minimum, 1):
+            raise ValueError(f"piece {k} has {size} samples, expected at least {max(minimum, 1)}: take fewer clusters")
+    return numbers
+
+
+def _task(
+    build: Callable[[int, Tensor], FlowSampler], k: int, data: Tensor, weights: Tensor, settings: LikelihoodSettings
+) -> Task:
+    with torch.random.fork_rng(devices=[]), _one_thread(), _naming(k):
+        torch.manual_seed(stream(settings.seed, "build piece", k).initial_seed())
+        piece = build(k, data)
+    own = replace(settings, seed=stream(settings.seed, "fit piece", k).initial_seed())
+    return k, piece, data, weights, own
+
+
+def _refuse_shared(pieces: Sequence[FlowSampler]) -> None:
+    owned = [{id(parameter) for parameter in piece.parameters()} for piece in pieces]
+    for i, j in combinations(range(len(pieces)), 2):
+        if owned[i] & owned[j]:
+            raise ValueError(f"pieces {i} and {j} share parameters, but each is fitted by itself")
+
+
+def _fit_here(tasks: Sequence[Task]) -> list[Fitted]:
+    return [_fit_one(*task) for task in tasks]
+
+
+def _fit_in(processes: int, tasks: Sequence[Task]) -> list[Fitted]:
+    fitted: list[Fitted] = []
+    with parallel_config(backend="loky", inner_max_num_threads=1):
+        workers = Parallel(n_jobs=processes, max_nbytes=None, batch_size=1, return_as="generator")
+        try:
+            fitted.extend(workers(delayed(_fit_one)(*task) for task in tasks))
+        except TerminatedWorkerError as error:
+            raise TrainingError(f"a process died while it fitted a piece, {len(fitted)} or a later one") from error
+    return fitted
+
+
+def _fit_one(k: int, piece: FlowSampler, data: Tensor, weights: Tensor, settings: LikelihoodSettings) -> Fitted:
+    with _one_thread(), _naming(k):
+        records = fit(piece, data, weights=weights, settings=settings)
+    return piece.state_dict(), records
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Sums depend in their last bits on the number of threads that share them."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _naming(k: int) -> Iterator[None]:
+    """Say of any failure which piece it was, whichever process it was in."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"piece {k}: {error}") from error
+    except TrainingError as error:
+        raise TrainingError(f"piece {k}: {error}") from error
+    except Exception as error:
+        raise TrainingError(f"piece {k}: {type(error).__name__}: {error}") from error
