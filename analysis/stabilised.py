@@ -31,7 +31,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "analysis" / "results", help="folder of figure and table")
     options = parser.parse_args()
     found = json.loads(options.results.read_text())
-    flows = [row for row in found["table"] if row["layers"] and "no path" not in row["method"]]
+    ablated = ("no path gradient", "normal base")
+    flows = [row for row in found["table"] if row["layers"] and not row["method"].endswith(ablated)]
     known = known_log_z(found["table"])
     figure = new_figure(6.6)
     above, below = figure.subfigures(2, 1, height_ratios=(3, 2))

@@ -54,7 +54,8 @@ def _proposal(config: Config) -> str:
     settings = config.sampler
     kind, flow = (settings.kind, settings) if settings.kind == "stabilised" else (settings.flow.kind, settings.flow)
     layers = f" of {flow.layers} layers" if hasattr(flow, "layers") else ""
-    return f"prior {settings.prior.kind}, flow {kind}{layers}"
+    pieces = f"pieces by {settings.pieces}, " if settings.kind == "piecewise" else ""
+    return f"{pieces}prior {settings.prior.kind}, flow {kind}{layers}"
 
 
 def machine() -> str:

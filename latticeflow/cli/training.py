@@ -11,12 +11,12 @@ from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import finishing
 from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
-from latticeflow.samplers import FlowSampler
+from latticeflow.samplers import Sampler
 from latticeflow.storage import DataError, append_line, atomic_write_text
 from latticeflow.training import StepRecord, Trainer, TrainingError, hopeless
 
 
-def train(folder: RunFolder) -> FlowSampler:
+def train(folder: RunFolder) -> Sampler:
     """Train the sampler, or take up its training where the newest checkpoint left it; return it trained.
 
     Nothing happens where no kernel of the chain uses the sampler. Steps that an earlier life took after its checkpoint
@@ -75,7 +75,7 @@ def start_from(config: Config, trainer: Trainer) -> None:
         raise DataError(f"training.start_from: {path}: {error}") from error
 
 
-def trained_sampler(folder: RunFolder) -> FlowSampler:
+def trained_sampler(folder: RunFolder) -> Sampler:
     """Return the sampler with the best weights of a finished training. Raises UsageError where it is not finished."""
     sampler = build_sampler(folder.config)
     if needs_training(folder.config):

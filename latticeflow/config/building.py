@@ -1,5 +1,6 @@
 """Objects from a configuration: actions, samplers, training, chains."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,15 @@ from torch import Generator, Tensor
 
 from latticeflow.actions import (
     Action,
+    CircleOfGaussians,
     Funnel,
     GaussianMixture,
     HolonomyMarginal,
     MultivariateStudentT,
     ScalarAction,
     SchwingerAction,
+    TwoMoons,
+    TwoRings,
     U1Action,
     breast_cancer_horseshoe,
     synthetic_horseshoe,
@@ -29,14 +33,15 @@ from latticeflow.config.samplers import (
     GaugeFlowSettings,
     HaarSettings,
     NormalSettings,
+    PiecewiseSamplerSettings,
     StabilisedSamplerSettings,
     StudentTSettings,
 )
 from latticeflow.config.schema import Config
-from latticeflow.flows import Bijection, Clamp, Sequential, coupling_flow, gauge_flow
-from latticeflow.mcmc import HMC, Composite, FlowHMC, IndependenceMetropolis, Kernel, Winding
-from latticeflow.priors import FreeField, HaarUniform, Normal, Prior, QuenchedU1, StudentT
-from latticeflow.samplers import FlowSampler, StabilisedSampler
+from latticeflow.flows import Bijection, Clamp, ElementwiseAffine, Sequential, coupling_flow, gauge_flow
+from latticeflow.mcmc import HMC, Composite, FlowHMC, IndependenceMetropolis, Kernel, SamplerDraws, Winding
+from latticeflow.priors import FreeField, HaarUniform, Normal, Prior, QuenchedSectors, QuenchedU1, StudentT
+from latticeflow.samplers import FlowSampler, Sampler, SectorSampler, StabilisedSampler, mirrored
 from latticeflow.storage import Ensemble
 from latticeflow.training import Trainer, TrainingSettings, make_estimator
 
@@ -57,6 +62,12 @@ def build_bare_action(config: Config) -> Action:
             return MultivariateStudentT(dimension, degrees_of_freedom=settings.degrees_of_freedom)
         case theories.MixtureSettings():
             return GaussianMixture(dimension, radius=settings.radius)
+        case theories.TwoMoonsSettings():
+            return TwoMoons()
+        case theories.CircleOfGaussiansSettings():
+            return CircleOfGaussians(settings.modes, radius=settings.radius)
+        case theories.TwoRingsSettings():
+            return TwoRings()
         case theories.RegressionSettings():
             return synthetic_regression(dimension, observations=settings.observations, seed=settings.data_seed)
         case theories.HorseshoeSettings(data="breast_cancer"):
@@ -88,32 +99,49 @@ def build_prior(config: Config) -> Prior:
         case HaarSettings():
             return HaarUniform(shape)
     beta = config.action.beta if settings.beta is None else settings.beta
+    if isinstance(config.sampler, PiecewiseSamplerSettings):
+        return QuenchedSectors(beta, shape)
     return QuenchedU1(beta, shape, sector=settings.sector, smooth_sector=settings.smooth_sector)
 
 
 def build_flow(config: Config) -> Bijection:
-    """Return the untrained flow of a sampler of kind "flow"."""
+    """Return the untrained flow of a sampler of kind "flow" or "piecewise"."""
     settings, shape = config.sampler.flow, config.lattice.shape
     match settings:
         case GaugeFlowSettings():
-            return gauge_flow(shape, **settings.model_dump(exclude={"kind"}))
+            keep_charge = isinstance(config.sampler, PiecewiseSamplerSettings)
+            return gauge_flow(shape, keep_charge=keep_charge, **settings.model_dump(exclude={"kind"}))
         case CouplingFlowSettings():
             return coupling_flow(shape, **_couplings(settings))
     return Sequential()
 
 
-def build_sampler(config: Config) -> FlowSampler:
+def build_sampler(config: Config) -> Sampler:
     """Return the untrained sampler in its training precision, on the run's device; its weights derive from the seed."""
     settings, prior = config.sampler, build_prior(config)
     dtype = getattr(torch, config.training.dtype) if config.training else torch.float64
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.run.seed)
-        if isinstance(settings, StabilisedSamplerSettings):
-            own = {"tau": settings.tau, "shared": settings.sites == "shared"}
-            sampler = StabilisedSampler(config.lattice.shape, prior=prior, **own, **_couplings(settings))
-        else:
-            sampler = FlowSampler(prior, build_flow(config))
+        match settings:
+            case StabilisedSamplerSettings():
+                own = {"tau": settings.tau, "shared": settings.sites == "shared"}
+                sampler = StabilisedSampler(config.lattice.shape, prior=prior, **own, **_couplings(settings))
+            case PiecewiseSamplerSettings(pieces="charge"):
+                sampler = SectorSampler(prior, build_flow(config))
+            case PiecewiseSamplerSettings():
+                sampler = mirrored(FlowSampler(prior, Sequential([build_flow(config), _vacuum(config)])))
+            case _:
+                sampler = FlowSampler(prior, build_flow(config))
     return sampler.to(config.run.device, dtype)
+
+
+def _vacuum(config: Config) -> ElementwiseAffine:
+    """Return the map that puts fluctuations on top of the vacuum, by default the minimum of `m2 phi^2 + lam phi^4`."""
+    well, vacuum = ElementwiseAffine(config.lattice.shape, shared=True), config.sampler.vacuum
+    if vacuum is None:
+        vacuum = math.sqrt(-config.action.m2 / (2 * config.action.lam))
+    torch.nn.init.constant_(well.shift, vacuum)
+    return well
 
 
 def _couplings(settings: Couplings) -> dict[str, Any]:
@@ -124,7 +152,7 @@ def _couplings(settings: Couplings) -> dict[str, Any]:
     return chosen | {"clamp": clamp, "odd": settings.symmetry == "z2"}
 
 
-def build_trainer(config: Config, sampler: FlowSampler) -> Trainer:
+def build_trainer(config: Config, sampler: Sampler) -> Trainer:
     """Return the trainer of a configuration that has a training section.
 
     Raises FileNotFoundError or DataError for the ensemble that forward_kl learns from.
@@ -137,14 +165,15 @@ def build_trainer(config: Config, sampler: FlowSampler) -> Trainer:
     return Trainer(sampler, build_action(config, training=True), estimator, chosen)
 
 
-def build_kernel(config: Config, sampler: FlowSampler) -> Kernel:
+def build_kernel(config: Config, sampler: Sampler) -> Kernel:
     """Return the Markov kernel, or the composite of several; the sampler is cast to float64."""
     action, chain = build_action(config), config.chain
+    draws = sampler.prior if isinstance(sampler, FlowSampler) else SamplerDraws(sampler)
     kernels: dict[str, Callable[[], Kernel]] = {
         "independence": lambda: IndependenceMetropolis(sampler, action, candidates=chain.candidates),
-        "hmc": lambda: HMC(action, sampler.prior, **chain.hmc.model_dump()),
+        "hmc": lambda: HMC(action, draws, **chain.hmc.model_dump()),
         "flow_hmc": lambda: FlowHMC(action, sampler, **chain.flow_hmc.model_dump()),
-        "winding": lambda: Winding(action, sampler.prior),
+        "winding": lambda: Winding(action, draws),
     }
     chosen = [kernels[name]() for name in chain.kernels]
     return chosen[0] if len(chosen) == 1 else Composite(chosen)

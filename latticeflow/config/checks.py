@@ -11,8 +11,16 @@ from latticeflow.config.problems import Problem, written
 from latticeflow.flows.masks import check_tiles
 
 GAUGE_THEORIES = ("u1", "schwinger")
-DENSITIES = {"funnel": 2, "student_t": 1, "mixture": 2, "linear_regression": 2, "horseshoe": 4}
-"""The smallest dimension of each density."""
+PLANAR_DENSITIES = ("two_moons", "circle_of_gaussians", "two_rings")
+DENSITIES = {
+    "funnel": 2,
+    "student_t": 1,
+    "mixture": 2,
+    **dict.fromkeys(PLANAR_DENSITIES, 2),
+    "linear_regression": 2,
+    "horseshoe": 4,
+}
+"""The smallest dimension of each density; that of a planar one is 2."""
 MOST_STEPS = 10**6
 PRIORS = {
     "haar": GAUGE_THEORIES,
@@ -21,6 +29,7 @@ PRIORS = {
     "free_field": ("scalar",),
     "student_t": ("scalar", *DENSITIES),
 }
+PIECES = {"charge": GAUGE_THEORIES, "sign": ("scalar",)}
 BREAST_CANCER_DIMENSION = 62
 
 Values = Mapping[str, Any]
@@ -59,6 +68,8 @@ def density_dimension(values: Values) -> list[Problem]:
     least, kind = DENSITIES[theory], f"for action.kind = {written(theory)}"
     if len(shape) != 1:
         return [Problem("lattice.shape", f"one extent, the dimension, {kind}", written(shape))]
+    if theory in PLANAR_DENSITIES and shape[0] != 2:
+        return [Problem("lattice.shape", f"[2] {kind}", written(shape))]
     if shape[0] < least:
         return [Problem("lattice.shape", f"a dimension of at least {least} {kind}", written(shape))]
     if theory != "horseshoe":
@@ -84,7 +95,70 @@ def sampler_theory(values: Values) -> list[Problem]:
     theory, sampler = values["action.kind"], values["sampler.kind"]
     if sampler != "stabilised" or theory not in GAUGE_THEORIES:
         return []
-    return [Problem("sampler.kind", f'"flow" for action.kind = {written(theory)}', written(sampler))]
+    return [Problem("sampler.kind", f'"flow" or "piecewise" for action.kind = {written(theory)}', written(sampler))]
+
+
+def pieces_theory(values: Values) -> list[Problem]:
+    """The pieces are those of an order parameter that the theory has."""
+    theory, pieces = values["action.kind"], values["sampler.pieces"]
+    fitting = [name for name, theories in PIECES.items() if theory in theories]
+    if pieces in fitting:
+        return []
+    if not fitting:
+        return [Problem("sampler.kind", f'"flow" or "stabilised" for action.kind = {written(theory)}', '"piecewise"')]
+    expected = f"{' or '.join(map(written, fitting))} for action.kind = {written(theory)}"
+    return [Problem("sampler.pieces", expected, written(pieces))]
+
+
+def pieces_wells(values: Values) -> list[Problem]:
+    """The signs of the magnetisation are pieces where the potential has two wells."""
+    m2, lam = values["action.m2"], values["action.lam"]
+    if values["sampler.pieces"] != "sign" or (m2 < 0 < lam):
+        return []
+    path, found = ("action.m2", m2) if m2 >= 0 else ("action.lam", lam)
+    expected = f'number {"< 0" if m2 >= 0 else "> 0"} for sampler.pieces = "sign" (a potential with two wells)'
+    return [Problem(path, expected, written(found))]
+
+
+def pieces_vacuum(values: Values) -> list[Problem]:
+    """Only the signs of the magnetisation have a vacuum to start from."""
+    pieces, vacuum = values["sampler.pieces"], values["sampler.vacuum"]
+    if pieces == "sign" or vacuum is None:
+        return []
+    expected = f'no such key for sampler.pieces = {written(pieces)} (only "sign" has it)'
+    return [Problem("sampler.vacuum", expected, written(vacuum))]
+
+
+def pieces_kernels(values: Values) -> list[Problem]:
+    """HMC in a latent space needs a single one."""
+    kernels = values["chain.kernels"]
+    if values["sampler.pieces"] == "charge" or "flow_hmc" not in kernels:
+        return []
+    expected = 'no "flow_hmc" for sampler.kind = "piecewise" (each piece has a latent space of its own)'
+    return [Problem("chain.kernels", expected, written(kernels))]
+
+
+def pieces_prior(values: Values) -> list[Problem]:
+    """Sectors have weights of their own, which a sector factor would be the same as."""
+    if values["sampler.pieces"] != "charge":
+        return []
+    prior = values["sampler.prior.kind"]
+    if prior != "quenched":
+        return [Problem("sampler.prior.kind", '"quenched" for sampler.pieces = "charge"', written(prior))]
+    problems = []
+    if values["sampler.prior.sector"]:
+        problems.append(
+            Problem("sampler.prior.sector", '0 for sampler.pieces = "charge"', written(values["sampler.prior.sector"]))
+        )
+    if values["sampler.prior.smooth_sector"]:
+        problems.append(
+            Problem(
+                "sampler.prior.smooth_sector",
+                'nothing for sampler.pieces = "charge"',
+                written(values["sampler.prior.smooth_sector"]),
+            )
+        )
+    return problems
 
 
 def coupling_mask(values: Values) -> list[Problem]:
@@ -268,6 +342,11 @@ CHECKS = (
     density_dimension,
     flow_theory,
     sampler_theory,
+    pieces_theory,
+    pieces_wells,
+    pieces_vacuum,
+    pieces_kernels,
+    pieces_prior,
     coupling_mask,
     coupling_kernel,
     flow_tiles,

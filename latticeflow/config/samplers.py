@@ -121,6 +121,26 @@ class FlowSamplerSettings(Settings):
     )
 
 
+class PiecewiseSamplerSettings(Settings):
+    """A flow for each piece of field space (arXiv:2305.02930)."""
+
+    kind: Literal["piecewise"] = Field(description="mixture of flows, each on a piece of field space")
+    pieces: Literal["charge", "sign"] = Field(
+        description='"charge": topological sectors of a gauge theory; "sign": the two signs of the magnetisation'
+    )
+    vacuum: Positive | None = Field(
+        None,
+        description='for "sign": mean field of the positive piece before training (absent: the classical minimum)',
+    )
+    prior: Prior = Field(
+        discriminator="kind",
+        description='The base distribution of every piece: "quenched" without sector factors for "charge".',
+    )
+    flow: GaugeFlowSettings | CouplingFlowSettings | IdentitySettings = Field(
+        discriminator="kind", description="The bijection of every piece, one network for all."
+    )
+
+
 class StabilisedSamplerSettings(Couplings):
     """Couplings with soft clamps, then LOFT, then an elementwise affine map (arXiv:2402.16408)."""
 

@@ -12,7 +12,7 @@ from latticeflow.config.checks import cross_problems
 from latticeflow.config.defaults import with_theory_defaults
 from latticeflow.config.keys import differing_paths, known_values
 from latticeflow.config.problems import ConfigError, dotted
-from latticeflow.config.samplers import FlowSamplerSettings, StabilisedSamplerSettings
+from latticeflow.config.samplers import FlowSamplerSettings, PiecewiseSamplerSettings, StabilisedSamplerSettings
 from latticeflow.config.text import write_toml
 from latticeflow.config.theories import Density, LatticeTheory
 from latticeflow.config.types import (
@@ -179,7 +179,7 @@ class Config(Settings):
     run: RunSettings = Field(RunSettings(), description="How the run is carried out. May be absent.")
     lattice: LatticeSettings = Field(description="The periodic lattice. Required.")
     action: LatticeTheory | Density = Field(discriminator="kind", description="The theory to be sampled. Required.")
-    sampler: FlowSamplerSettings | StabilisedSamplerSettings = Field(
+    sampler: FlowSamplerSettings | StabilisedSamplerSettings | PiecewiseSamplerSettings = Field(
         discriminator="kind", description='What proposes configurations. May be absent; kind is "flow" if not given.'
     )
     training: TrainingSettings | None = Field(None, description="Training of the sampler. Absent: nothing is trained.")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from latticeflow.config.types import Beta, Count, Grid, Natural, NonNegative, Positive, Settings
+from latticeflow.config.types import Beta, Count, Grid, Natural, NonNegative, Positive, Settings, Several
 
 
 class U1Settings(Settings):
@@ -54,6 +54,26 @@ class MixtureSettings(Settings):
     radius: Positive = Field(3.0, description="distance of each Gaussian's centre from the origin")
 
 
+class TwoMoonsSettings(Settings):
+    """Two crescents, left and right on a circle; log Z is known."""
+
+    kind: Literal["two_moons"] = Field(description="density of [2] variables")
+
+
+class CircleOfGaussiansSettings(Settings):
+    """Equal Gaussians on a circle, six widths apart; log Z = 0."""
+
+    kind: Literal["circle_of_gaussians"] = Field(description="density of [2] variables")
+    modes: Several = Field(8, description="number of Gaussians")
+    radius: Positive = Field(2.0, description="distance of each Gaussian's centre from the origin")
+
+
+class TwoRingsSettings(Settings):
+    """Two concentric rings of radius 1 and 2; log Z is known."""
+
+    kind: Literal["two_rings"] = Field(description="density of [2] variables")
+
+
 class RegressionSettings(Settings):
     """Conjugate linear regression with D - 1 coefficients and the variance of the noise; log Z is known."""
 
@@ -74,4 +94,7 @@ class HorseshoeSettings(Settings):
 
 
 LatticeTheory = U1Settings | SchwingerSettings | ScalarSettings
-Density = FunnelSettings | StudentTDensitySettings | MixtureSettings | RegressionSettings | HorseshoeSettings
+PlanarDensity = TwoMoonsSettings | CircleOfGaussiansSettings | TwoRingsSettings
+Density = (
+    FunnelSettings | StudentTDensitySettings | MixtureSettings | PlanarDensity | RegressionSettings | HorseshoeSettings
+)

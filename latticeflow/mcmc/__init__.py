@@ -5,7 +5,7 @@ from latticeflow.mcmc.flow_hmc import FlowHMC, PulledBack
 from latticeflow.mcmc.hmc import HMC
 from latticeflow.mcmc.independence import IndependenceMetropolis
 from latticeflow.mcmc.integrators import Integrator, integrate
-from latticeflow.mcmc.kernel import ChainState, Kernel, StepInfo
+from latticeflow.mcmc.kernel import ChainState, Kernel, SamplerDraws, StepInfo
 from latticeflow.mcmc.winding import Winding, unit_flux
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Integrator",
     "Kernel",
     "PulledBack",
+    "SamplerDraws",
     "StepInfo",
     "Winding",
     "integrate",

@@ -7,7 +7,7 @@ from torch import Generator, Tensor
 
 from latticeflow.actions import Action
 from latticeflow.mcmc.kernel import ChainState, Kernel, StepInfo, choose, metropolis
-from latticeflow.samplers import FlowSampler
+from latticeflow.samplers import Sampler
 from latticeflow.u1 import shift_holonomies
 
 HISTORY = {"accepted": torch.bool, "log_q": torch.float64, "log_weight": torch.float64}
@@ -29,7 +29,7 @@ class IndependenceMetropolis(Kernel):
     history = HISTORY
     proposals = ("log_weight",)
 
-    def __init__(self, sampler: FlowSampler, action: Action, *, candidates: int = 1024) -> None:
+    def __init__(self, sampler: Sampler, action: Action, *, candidates: int = 1024) -> None:
         self.sampler = sampler.double()
         self.action = action
         self.candidates = candidates

@@ -10,6 +10,7 @@ import torch
 from torch import Generator, Tensor
 
 from latticeflow.actions import Action
+from latticeflow.samplers import Sampler
 
 CANDIDATES, CHUNK = 8, 256
 
@@ -57,6 +58,19 @@ class Draws(Protocol):
     def sample(self, n: int, generator: Generator | None = None) -> Tensor: ...
 
     def log_prob(self, x: Tensor) -> Tensor: ...
+
+
+class SamplerDraws:
+    """The draws of a sampler, to start from where it has no single prior."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler.double()
+
+    def sample(self, n: int, generator: Generator | None = None) -> Tensor:
+        return self.sampler.sample(n, generator)[0].detach()
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.sampler.log_prob(x).detach()
 
 
 class Kernel(ABC):

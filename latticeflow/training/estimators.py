@@ -21,7 +21,7 @@ import torch
 from torch import Generator, Tensor
 
 from latticeflow.actions import Action
-from latticeflow.samplers import FlowSampler
+from latticeflow.samplers import Sampler
 
 Estimate = tuple[Tensor, Tensor]
 
@@ -29,11 +29,11 @@ Estimate = tuple[Tensor, Tensor]
 class Estimator(Protocol):
     """Returns a surrogate loss and the log weights of its batch."""
 
-    def __call__(self, sampler: FlowSampler, action: Action, batch: int, generator: Generator | None) -> Estimate: ...
+    def __call__(self, sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate: ...
 
 
 def reinforce(
-    sampler: FlowSampler,
+    sampler: Sampler,
     action: Action,
     batch: int,
     generator: Generator | None,
@@ -57,14 +57,14 @@ def _leave_one_out(signal: Tensor) -> Tensor:
     return (signal - signal.mean()) * (n / (n - 1))
 
 
-def reparametrisation(sampler: FlowSampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
+def reparametrisation(sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
     """Pathwise estimator of the whole signal."""
     x, log_q = sampler.sample(batch, generator)
     signal = log_q + action(x).double()
     return signal.mean(), -signal.detach()
 
 
-def path(sampler: FlowSampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
+def path(sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
     """Pathwise estimator without the score term."""
     x, log_q = sampler.sample(batch, generator)
     leaf = x.detach().requires_grad_()
@@ -76,7 +76,7 @@ def path(sampler: FlowSampler, action: Action, batch: int, generator: Generator 
 def forward_kl(target: Callable[[int, Generator | None], Tensor]) -> Estimator:
     """Return the maximum-likelihood estimator on fields drawn by `target(n, generator)`."""
 
-    def estimate(sampler: FlowSampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
+    def estimate(sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
         parameter = next(sampler.parameters())
         x = target(batch, generator).to(parameter)
         log_q = sampler.log_prob(x)

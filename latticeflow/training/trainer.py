@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from latticeflow.actions import Action
-from latticeflow.samplers import FlowSampler
+from latticeflow.samplers import Sampler
 from latticeflow.stats import ess
 from latticeflow.streams import stream
 from latticeflow.training.estimators import Estimator, make_estimator
 
 MAX_SKIPPED_IN_A_ROW = 20
+REFINE_EVERY, LAST_DRAWS = 100, 2048
 
 
 class TrainingError(RuntimeError):
@@ -79,7 +80,7 @@ class StepRecord:
 class Trainer:
     """The state of a training run: everything `state_dict` holds is needed to go on bit for bit."""
 
-    sampler: FlowSampler
+    sampler: Sampler
     action: Action
     estimator: Estimator
     settings: TrainingSettings
@@ -128,6 +129,8 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         generator = stream(settings.seed, "training", self.step, device=self.device)
+        if self.step % REFINE_EVERY == 0:
+            self._refine()
         self.optimizer.zero_grad()
         log_weight = torch.cat([self._accumulate(generator) for _ in range(settings.accumulate)])
         limit = settings.gradient_clip or math.inf
@@ -140,8 +143,24 @@ class Trainer:
         self.step += 1
         if not skipped:
             self._keep_best(running)
+        if self.step == settings.steps:
+            self._refine_best()
         seconds = time.perf_counter() - self.started
         return StepRecord(self.step, -float(log_weight.mean()), running, norm, rate, seconds, skipped)
+
+    def _refine(self, **draws: int) -> bool:
+        """Let the sampler adapt what gradients do not."""
+        return self.sampler.refine(
+            self.action, stream(self.settings.seed, "refining", self.step, device=self.device), **draws
+        )
+
+    def _refine_best(self) -> None:
+        """Do so once more for the best weights, which a run ends with, on more draws."""
+        last = self._weights()
+        self.sampler.load_state_dict(self.best_weights)
+        if self._refine(draws=LAST_DRAWS):
+            self.best_weights = self._weights()
+        self.sampler.load_state_dict(last)
 
     def trial_step(self) -> None:
         """Compute one gradient and throw it away: for timing."""
@@ -206,7 +225,7 @@ def _shape(weight: Tensor | None) -> str:
 
 
 def train(
-    sampler: FlowSampler,
+    sampler: Sampler,
     action: Action,
     estimator: str = "path",
     *,

@@ -4,12 +4,15 @@ import pytest
 import torch
 
 from latticeflow.actions import (
+    CircleOfGaussians,
     Funnel,
     GaussianMixture,
     HorseshoeLogistic,
     LinearRegression,
     MultivariateStudentT,
     ScalarAction,
+    TwoMoons,
+    TwoRings,
     breast_cancer_horseshoe,
     synthetic_horseshoe,
     synthetic_regression,
@@ -37,6 +40,10 @@ DENSITIES = {
     "student_t, light": ("[5]", ["degrees_of_freedom=7"], MultivariateStudentT(5, degrees_of_freedom=7.0)),
     "mixture": ("[2]", [], GaussianMixture(2)),
     "mixture, wide": ("[50]", ["radius=5"], GaussianMixture(50, radius=5.0)),
+    "two_moons": ("[2]", [], TwoMoons()),
+    "circle_of_gaussians": ("[2]", [], CircleOfGaussians()),
+    "circle_of_gaussians, of five": ("[2]", ["modes=5", "radius=3"], CircleOfGaussians(5, radius=3.0)),
+    "two_rings": ("[2]", [], TwoRings()),
     "linear_regression": ("[2]", [], synthetic_regression(2)),
     "linear_regression, large": (
         "[11]",

@@ -6,6 +6,8 @@ from latticeflow.config import Config, ConfigError
 from latticeflow.config.loading import parse_config
 
 PHI4 = '[lattice]\nshape = [4, 4]\n[action]\nkind = "scalar"\nm2 = -4\nlam = 8\n'
+ANY_DIMENSION = ("student_t", "funnel", "mixture", "linear_regression", "horseshoe")
+PLANAR = ("two_moons", "circle_of_gaussians", "two_rings")
 DENSITY = '[lattice]\nshape = [10]\n[action]\nkind = "student_t"\n'
 U1 = '[lattice]\nshape = [8, 8]\n[action]\nkind = "u1"\nbeta = 2\n'
 STABILISED = '[sampler]\nkind = "stabilised"\n'
@@ -52,9 +54,10 @@ def test_flows_have_their_theories(problems, text, flow, expected):
 
 @pytest.mark.parametrize("prior", ['"haar"', '"quenched"', '"free_field", m2 = 1'])
 @pytest.mark.parametrize("sampler", ["", COUPLING, STABILISED])
-@pytest.mark.parametrize("density", ["student_t", "funnel", "mixture", "linear_regression", "horseshoe"])
+@pytest.mark.parametrize("density", [*ANY_DIMENSION, *PLANAR])
 def test_priors_of_densities(problems, density, sampler, prior):
-    overrides = [f"sampler.prior={{kind = {prior}}}", f"action.kind={density}"]
+    shape = "[10]" if density in ANY_DIMENSION else "[2]"
+    overrides = [f"sampler.prior={{kind = {prior}}}", f"action.kind={density}", f"lattice.shape={shape}"]
     problem = only(problems(DENSITY + sampler, *overrides), "sampler.prior.kind")
     assert problem.expected == f'"normal" or "student_t" for action.kind = "{density}"'
     assert problem.found == prior.partition(",")[0]
@@ -123,6 +126,19 @@ def test_a_density_has_a_smallest_dimension(problems, kind, least):
     assert problem.expected == f'a dimension of at least {least} for action.kind = "{kind}"'
     assert problem.found == f"[{least - 1}]"
     assert parse_config(DENSITY, [f"action.kind={kind}", f"lattice.shape=[{least}]"]).lattice.shape == (least,)
+
+
+@pytest.mark.parametrize("kind", PLANAR)
+@pytest.mark.parametrize("shape", ["[1]", "[3]"])
+def test_a_planar_density_has_two_variables(problems, kind, shape):
+    problem = only(problems(DENSITY, f"action.kind={kind}", f"lattice.shape={shape}"), "lattice.shape")
+    assert problem.expected == f'[2] for action.kind = "{kind}"'
+    assert problem.found == shape
+
+
+def test_a_circle_of_one_gaussian_is_refused(problems):
+    overrides = ["action.kind=circle_of_gaussians", "lattice.shape=[2]", "action.modes=1"]
+    assert only(problems(DENSITY, *overrides), "action.modes").expected == "integer >= 2"
 
 
 @pytest.mark.parametrize(
