@@ -7,7 +7,7 @@ from itertools import combinations
 
 import torch
 from joblib import Parallel, delayed, parallel_config
-from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.externals.loky.process_executor import BrokenProcessPool, TerminatedWorkerError
 from torch import Tensor
 
 from latticeflow.samplers import FlowSampler, PiecewiseSampler
@@ -101,6 +101,8 @@ def _fit_in(processes: int, tasks: Sequence[Task]) -> list[Fitted]:
             fitted.extend(workers(delayed(_fit_one)(*task) for task in tasks))
         except TerminatedWorkerError as error:
             raise TrainingError(f"a process died while it fitted a piece, {len(fitted)} or a later one") from error
+        except BrokenProcessPool as error:
+            raise TrainingError(f"a piece cannot go to another process, take processes = 1: {error}") from error
     return fitted
 
 
