@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import torch
 
-from latticeflow.cli import commands, folder, main, training
+from latticeflow.cli import commands, folder, main, metrics
 from latticeflow.mcmc import IndependenceMetropolis
 from latticeflow.storage import Ensemble
 
@@ -132,7 +132,7 @@ def lives(tmp_path_factory) -> Lives:
     base = tmp_path_factory.mktemp("foreign")
     run, config = base / "run", base / "run.toml"
     config.write_text(CONFIG)
-    with interrupted(training, "append_line", lambda _, line: json.loads(line)["step"] == 5):
+    with interrupted(metrics, "append_line", lambda _, line: json.loads(line)["step"] == 5):
         assert program("train", config).code == 130
     half_trained = copied(run, base / "half_trained")
     done("train", config, "--resume")

@@ -8,7 +8,16 @@ from matplotlib.image import imread
 from scipy.signal import lfilter
 
 from latticeflow import plots, stats
-from latticeflow.plots import autocorrelation, charge_history, comparison, save, training_curve, weight_histogram
+from latticeflow.plots import (
+    autocorrelation,
+    charge_history,
+    comparison,
+    fit_curves,
+    planar_pieces,
+    save,
+    training_curve,
+    weight_histogram,
+)
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 LOG_Z = 60.76
@@ -366,3 +375,61 @@ def test_the_global_state_of_matplotlib_is_left_alone(result, tmp_path):
     before = dict(matplotlib.rcParams)
     save(autocorrelation(result, name="plaquette"), tmp_path / "rho.png")
     assert dict(matplotlib.rcParams) == before
+
+
+# ---------------------------------------------------------------- pieces
+
+
+def fits(pieces, evaluations=11):
+    step = np.tile(np.arange(evaluations) * 50, pieces)
+    piece = np.repeat(np.arange(pieces), evaluations)
+    return piece, step, 1 + piece + np.exp(-step / 100) + 0.01 * (step - 400) ** 2 / 400**2
+
+
+@pytest.mark.parametrize(
+    ("pieces", "entries"), [(1, ["piece 0"]), (4, [f"piece {k}" for k in range(4)]), (20, ["20 pieces"])]
+)
+def test_fit_curves_name_a_few_pieces(draw, pieces, entries):
+    piece, step, held_out = fits(pieces)
+    figure = fit_curves(piece, step, held_out)
+    assert draw(figure) == entries
+    curves, marks = figure.axes[0].lines[::2], figure.axes[0].lines[1::2]
+    assert len(curves) == len(marks) == pieces
+    for k, mark in enumerate(marks):
+        own = held_out[piece == k]
+        assert mark.get_xydata().tolist() == [[step[own.argmin()], own.min()]]
+
+
+def test_fit_curves_of_losses_that_are_not_finite(draw):
+    draw(fit_curves([0, 0, 0], [0, 1, 2], [np.inf, 1.5, np.nan]))
+    assert len(fit_curves([0, 0, 1], [0, 1, 0], [1.0, 2.0, np.nan]).axes[0].lines) == 3
+
+
+def test_fit_curves_reject_other_shapes():
+    with pytest.raises(ValueError, match=r"must be \(evaluations,\), found \(2,\), \(3,\), \(3,\)"):
+        fit_curves([0, 0], [0, 1, 2], [1.0, 1.0, 1.0])
+
+
+@pytest.mark.parametrize("pieces", [1, 2, 7])
+def test_planar_pieces(draw, pieces):
+    random = np.random.default_rng(1)
+    label = np.arange(3000) % pieces
+    centres = 4.0 * np.stack([np.cos(np.arange(pieces)), np.sin(np.arange(pieces))], axis=1)
+    points = centres[label] + random.normal(size=(3000, 2))
+    x, y = np.linspace(-7, 7, 40), np.linspace(-8, 8, 50)
+    cells = np.stack(np.meshgrid(x, y), axis=-1)[:, :, None] - centres
+    density = np.exp(-0.5 * (cells**2).sum(-1)).mean(-1) / (2 * np.pi)
+    figure = planar_pieces(points, label, (x, y), density, density * 0.9)
+    assert draw(figure) == ["target, 1/10 of the target's peak", "sampler, 1/10 of the target's peak"]
+    left, _ = figure.axes
+    assert [text.get_text() for text in left.texts] == [str(k) for k in range(pieces)]
+    assert sum(len(line.get_xdata()) for line in left.lines) >= 1000
+    assert all(len(line.get_xdata()) <= plots.MOST_POINTS for line in left.lines)
+
+
+def test_planar_pieces_reject_other_shapes():
+    x, y = np.arange(3.0), np.arange(4.0)
+    good = {"points": np.zeros((5, 2)), "label": np.zeros(5), "target": np.ones((4, 3)), "sampler": np.ones((4, 3))}
+    for wrong in ({"points": np.zeros((5, 3))}, {"label": np.zeros(4)}, {"target": np.ones((3, 4))}):
+        with pytest.raises(ValueError, match="expected points"):
+            planar_pieces(grid=(x, y), **{**good, **wrong})

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from latticeflow.cli.exact import exact_charges, exact_values
 from latticeflow.cli.folder import RunFolder, UsageError
 from latticeflow.cli.kernels import kernel_reports, kernel_warnings
+from latticeflow.cli.pieces import stored_pieces
 from latticeflow.cli.results import Report, Results, write_report
 from latticeflow.cli.sectors import (
     Fraction,
@@ -71,6 +72,7 @@ def analyse(folder: RunFolder, *, skip_damaged: bool = False) -> Report:
             cpu_seconds=folder.cpu_seconds,
             seed=config.run.seed,
             warnings=[],
+            pieces=stored_pieces(ensemble),
         )
         report.warnings.extend(_warnings(report, ensemble))
         write_report(ensemble, report, found | functions)
@@ -133,12 +135,20 @@ def _warnings(report: Report, ensemble: Ensemble) -> list[str]:
     found += weight_warnings(report.proposals, report.forward, report.baseline)
     found += kernel_warnings(report.kernels, draws=ensemble.n_committed)
     bad = ensemble.analysis().get("rejected", {}).get("bad_proposals", 0)
-    skipped = ensemble.training().get("skipped", np.zeros(0))
-    if skipped.any():
-        found.append(f"{skipped.sum()} of {skipped.size} training steps had a non-finite loss or gradient: skipped")
+    found += _skipped(ensemble.training())
     found += [f"{bad} proposals had a non-finite action or log q and were rejected"] if bad else []
     found += [f"{ensemble.skipped} draws of every chain are left out: damaged"] if ensemble.skipped else []
     return found + drift(ensemble.history("action"))
+
+
+def _skipped(training: dict[str, NDArray]) -> list[str]:
+    """Return a warning where training steps were skipped; fits of pieces count those between two evaluations."""
+    skipped = training.get("skipped", np.zeros(0))
+    if not skipped.any():
+        return []
+    pieces = training.get("piece")
+    steps = skipped.size if pieces is None else sum(training["step"][pieces == k].max() for k in np.unique(pieces))
+    return [f"{skipped.sum()} of {steps} training steps had a non-finite loss or gradient: skipped"]
 
 
 def _of_number(name: str, result: GammaResult) -> tuple[str, ...]:

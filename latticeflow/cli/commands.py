@@ -24,6 +24,7 @@ from latticeflow.cli.verifying import cut, open_checked, verify
 from latticeflow.config import Config, ConfigError, load_config
 from latticeflow.config.building import build_bare_action, build_sampler, build_trainer
 from latticeflow.config.problems import Problem
+from latticeflow.config.samples import check_samples
 from latticeflow.observables import observables
 from latticeflow.storage import default_export_path, export
 
@@ -184,9 +185,13 @@ def _prepare(options: Namespace, *, extend: int = 0) -> RunFolder:
 
 
 def _try_start(config: Config) -> None:
-    """Raise what stands against `training.start_from`, before there is a folder."""
-    if needs_training(config) and config.training.start_from is not None:
+    """Raise what stands against `training.start_from` or the samples to learn from, before there is a folder."""
+    if not needs_training(config):
+        return
+    if config.training.start_from is not None:
         start_from(config, build_trainer(config, build_sampler(config)))
+    if config.clustered:
+        check_samples(config, build_bare_action(config))
 
 
 def _open(options: Namespace, *, extend: int = 0) -> RunFolder:

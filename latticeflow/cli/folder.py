@@ -30,7 +30,7 @@ from latticeflow.storage import (
 
 TRAINING, CHAIN = "training", "chain"
 """The stages that have checkpoints."""
-RUN_CONTROL = ("run.threads", "run.device", "chain.draws", "analysis")
+RUN_CONTROL = ("run.threads", "run.device", "training.processes", "chain.draws", "analysis")
 """Keys and sections that may change between a run and its continuation; the number of draws may only grow."""
 AT_BIRTH = ("run.lock", "provenance.json", "provenance.json.partial", "config.toml.partial")
 """What a folder may hold before it has a configuration."""
@@ -209,13 +209,13 @@ class RunFolder:
         sound = isinstance(spent, dict) and all(isinstance(seconds, int | float) for seconds in spent.values())
         return spent if sound else {}
 
-    def status(self, stage: str, done: int, total: int) -> None:
+    def status(self, stage: str, done: int, total: int, *, elsewhere: float = 0.0) -> None:
         """Replace status.json: the stage, how far it is, when that was, and the CPU seconds of all stages.
 
-        What was spent since the last call counts for this stage.
+        What was spent since the last call counts for this stage, and what was spent `elsewhere`, by other processes.
         """
         now, spent = time.process_time(), self.cpu_seconds
-        spent[stage] = spent.get(stage, 0.0) + now - self._clock
+        spent[stage] = spent.get(stage, 0.0) + now - self._clock + elsewhere
         self._clock = now
         updated = datetime.now(UTC).isoformat(timespec="seconds")
         status = {"stage": stage, "done": done, "total": total, "updated": updated, "cpu_seconds": spent}

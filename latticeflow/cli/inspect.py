@@ -13,31 +13,38 @@ import latticeflow
 from latticeflow.cli.sampling import start
 from latticeflow.cli.training import needs_training
 from latticeflow.config import Config
-from latticeflow.config.building import build_action, build_kernel, build_sampler, build_trainer
+from latticeflow.config.building import build_action, build_bare_action, build_kernel, build_sampler, build_trainer
+from latticeflow.config.clusters import build_piece
+from latticeflow.config.samples import source_of, training_fields
+from latticeflow.samplers import PiecewiseSampler
+from latticeflow.storage import DataError
 from latticeflow.streams import stream
 
 
 def describe(config: Config) -> str:
     """Return shapes, parameters, file size and a time estimate, from one trial step of each kind; nothing is stored."""
-    action, sampler, chain = build_action(config), build_sampler(config), config.chain
+    action, chain = build_action(config), config.chain
+    fitted = config.clustered and needs_training(config)
+    sampler = trial_pieces(config) if fitted else build_sampler(config)
     configurations = chain.replica * chain.draws
     shape = list(action.field_shape(config.lattice.shape))
     megabytes = configurations * (8 * math.prod(shape) + 37) / 1e6
-    parameters = sum(p.numel() for p in sampler.parameters())
+    parameters = sum(p.numel() for p in (sampler.pieces[0] if fitted else sampler).parameters())
     lines = [
         f"theory          {action}",
         f"lattice         {list(config.lattice.shape)}, one configuration {shape}",
-        f"sampler         {_proposal(config)}, {parameters} parameters",
+        f"sampler         {_proposal(config)}, {parameters} parameters{' a piece' * fitted}",
         f"ensemble        {chain.replica} replica x {chain.draws} draws, {megabytes:.1f} MB",
     ]
     seconds = 0.0
     if needs_training(config):
-        trainer = build_trainer(config, sampler)
-        step = _seconds(trainer.trial_step)
-        seconds += step * config.training.steps
+        settings = config.training
+        step = _seconds(trial_fit(config, sampler) if fitted else build_trainer(config, sampler).trial_step)
+        pieces, most = (len(sampler.pieces), "at most ") if fitted else (1, "")
+        seconds += step * settings.steps * pieces / (settings.processes or 1)
         lines.append(
-            f"training        {config.training.estimator}, {config.training.steps} steps of {config.training.batch}, "
-            f"{step:.3g} s each on this machine"
+            f"training        {settings.estimator}, {most}{settings.steps} steps of {settings.batch}, "
+            f"{step:.3g} s each on this machine" + f", for each piece; the times below are for {pieces} pieces" * fitted
         )
     kernel = build_kernel(config, sampler)
     state = start(config, kernel)
@@ -50,11 +57,31 @@ def describe(config: Config) -> str:
     return "\n".join(lines)
 
 
+def trial_pieces(config: Config) -> PiecewiseSampler:
+    """Return pieces that have not been fitted, each on all of the samples: as many as are asked for, else two."""
+    fields = training_fields(config, build_bare_action(config))
+    pieces = config.sampler.clusters or 2
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return PiecewiseSampler([build_piece(config, fields) for _ in range(pieces)], [1.0] * pieces)
+    except ValueError as error:
+        raise DataError(f"{source_of(config)}: {error}") from error
+
+
+def trial_fit(config: Config, sampler: PiecewiseSampler) -> Callable[[], object]:
+    """Return what takes as long as a step of the fit of one piece."""
+    piece = sampler.pieces[0]
+    with torch.no_grad():
+        x, _ = piece.sample(config.training.batch, stream(config.run.seed, "trial", device=config.run.device))
+    return lambda: piece.log_prob(x).mean().backward()
+
+
 def _proposal(config: Config) -> str:
     settings = config.sampler
     kind, flow = (settings.kind, settings) if settings.kind == "stabilised" else (settings.flow.kind, settings.flow)
     layers = f" of {flow.layers} layers" if hasattr(flow, "layers") else ""
-    pieces = f"pieces by {settings.pieces}, " if settings.kind == "piecewise" else ""
+    layers = f" of {flow.blocks} blocks" if hasattr(flow, "blocks") else layers
+    pieces = f"pieces {settings.pieces}, " if settings.kind == "piecewise" else ""
     return f"{pieces}prior {settings.prior.kind}, flow {kind}{layers}"
 
 

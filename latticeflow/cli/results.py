@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latticeflow.cli.kernels import KernelReport
+from latticeflow.cli.pieces import PieceReport
 from latticeflow.cli.sectors import Fraction, SectorReport
 from latticeflow.cli.weighing import ForwardReport, WeightReport
 from latticeflow.observables import first_index
@@ -36,6 +37,7 @@ class Report:
     cpu_seconds: dict[str, float]
     seed: int
     warnings: list[str]
+    pieces: PieceReport | None = None
 
 
 def write_report(ensemble: Ensemble, report: Report, found: dict[str, Results]) -> None:

@@ -21,7 +21,10 @@ def state_of(folder: RunFolder) -> dict[str, Any]:
     found |= {"cpu_seconds": folder.cpu_seconds, "writer": holder}
     if needs_training(folder.config):
         steps = checkpoint_steps(folder.checkpoints(TRAINING))
-        found["training"] = {"steps": folder.config.training.steps, "checkpoint": steps[-1] if steps else 0}
+        last = steps[-1] if steps else 0
+        found["training"] = (
+            {"pieces": last} if folder.config.clustered else {"steps": folder.config.training.steps, "checkpoint": last}
+        )
     found |= _ensemble(folder)
     return found | {"state": "running" if holder else "finished" if found.get("analysed") else "stopped"}
 
@@ -34,9 +37,7 @@ def described(found: dict[str, Any], folder: RunFolder) -> str:
     if found["stage"] not in (None, "done"):
         rows.append(["stage", f"{found['stage']} {found['done']} of {found['total']}, {_ago(found['updated'])}"])
     if "training" in found:
-        rows.append(
-            ["training", f"checkpoint at step {found['training']['checkpoint']} of {found['training']['steps']}"]
-        )
+        rows.append(["training", _trained(**found["training"])])
     if "damage" in found:
         rows.append(["ensemble", f"damaged: {found['damage']}"])
     elif "draws" in found:
@@ -62,6 +63,10 @@ def _ensemble(folder: RunFolder) -> dict[str, Any]:
         return {}
     except DataError as error:
         return {"damage": str(error)}
+
+
+def _trained(*, pieces: int | None = None, steps: int = 0, checkpoint: int = 0) -> str:
+    return f"checkpoint at step {checkpoint} of {steps}" if pieces is None else f"{pieces} pieces fitted"
 
 
 def _ago(updated: str | None) -> str:

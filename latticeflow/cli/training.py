@@ -1,18 +1,18 @@
 """The training stage, and the sampler that it leaves behind."""
 
-import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from latticeflow.cli import metrics
+from latticeflow.cli.fitting import fit_clusters, fit_records, fitted_sampler
 from latticeflow.cli.folder import TRAINING, RunFolder, UsageError
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import finishing
 from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
 from latticeflow.samplers import Sampler
-from latticeflow.storage import DataError, append_line, atomic_write_text
+from latticeflow.storage import DataError
 from latticeflow.training import StepRecord, Trainer, TrainingError, hopeless
 
 
@@ -25,23 +25,25 @@ def train(folder: RunFolder) -> Sampler:
     config, sampler = folder.config, build_sampler(folder.config)
     if not needs_training(config):
         return sampler
+    if config.clustered:
+        return fit_clusters(folder)
     trainer = build_trainer(config, sampler)
     checkpoint = folder.load_checkpoint(TRAINING)
     if checkpoint is not None:
         trainer.load_state_dict(checkpoint.state)
     else:
         start_from(config, trainer)
-    taken = {record["step"]: record for record in _written(folder) if record["step"] > trainer.step}
+    taken = {record["step"]: record for record in metrics.written(folder) if record["step"] > trainer.step}
     steps = config.training.steps
     if trainer.step < steps:
-        _rewrite_metrics(folder, trainer)
+        metrics.rewrite(folder, map(asdict, trainer.records))
     skipped = sum(record.skipped for record in trainer.records)
     with ticker(TRAINING, steps, done=trainer.step) as counter, finishing("step") as stop:
 
         def on_step(trainer: Trainer, record: StepRecord) -> None:
             nonlocal skipped
-            _check_again(folder, taken.get(record.step), asdict(record))
-            append_line(folder.metrics_file, json.dumps(asdict(record)))
+            metrics.check_again(folder, taken.get(record.step), asdict(record))
+            metrics.append(folder, asdict(record))
             skipped += record.skipped
             counter.advance(1, f"loss {record.loss:.3f}  ESS {record.ess:.3f}" + f"  skipped {skipped}" * bool(skipped))
             if trainer.step % config.training.checkpoint_every == 0 or trainer.step == steps or stop.asked:
@@ -69,6 +71,8 @@ def start_from(config: Config, trainer: Trainer) -> None:
     other = RunFolder.open(Path(path))
     if not needs_training(other.config):
         raise UsageError(f"training.start_from: {path} was not trained")
+    if other.config.clustered:
+        raise UsageError(f"training.start_from: {path} has flows for its own clusters, which no other sampler can take")
     try:
         trainer.start_from(_finished_training(other)["best_weights"])
     except ValueError as error:
@@ -77,6 +81,8 @@ def start_from(config: Config, trainer: Trainer) -> None:
 
 def trained_sampler(folder: RunFolder) -> Sampler:
     """Return the sampler with the best weights of a finished training. Raises UsageError where it is not finished."""
+    if folder.config.clustered and needs_training(folder.config):
+        return fitted_sampler(folder)
     sampler = build_sampler(folder.config)
     if needs_training(folder.config):
         sampler.load_state_dict(_finished_training(folder)["best_weights"])
@@ -85,7 +91,9 @@ def trained_sampler(folder: RunFolder) -> Sampler:
 
 def training_records(folder: RunFolder) -> list[dict[str, Any]]:
     """Return the records of a finished training, none where there was nothing to train."""
-    return _finished_training(folder)["records"] if needs_training(folder.config) else []
+    if not needs_training(folder.config):
+        return []
+    return fit_records(folder) if folder.config.clustered else _finished_training(folder)["records"]
 
 
 def needs_training(config: Config) -> bool:
@@ -104,37 +112,3 @@ def _finished_training(folder: RunFolder) -> dict[str, Any]:
             "finish it with `latticeflow run --resume` or `latticeflow train --resume`"
         )
     return checkpoint.state
-
-
-def _written(folder: RunFolder) -> Iterator[dict[str, Any]]:
-    """Yield what the metrics say of each step, up to a line that a death cut short."""
-    if not folder.metrics_file.exists():
-        return
-    for line in folder.metrics_file.read_bytes().splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            return
-        if isinstance(record, dict) and isinstance(record.get("step"), int):
-            yield record
-
-
-def _check_again(folder: RunFolder, before: dict[str, Any] | None, again: dict[str, Any]) -> None:
-    """Compare a step with what an earlier life wrote of it; all but the seconds must agree bit for bit."""
-    if before is None:
-        return
-    names = [name for name in again if name != "seconds" and repr(again[name]) != repr(before.get(name))]
-    if names:
-        raise DataError(
-            f"{folder.metrics_file}: step {again['step']} computed again differs in {', '.join(names)}; "
-            f"{folder.same_machine()}"
-        )
-
-
-def _rewrite_metrics(folder: RunFolder, trainer: Trainer) -> None:
-    """Leave in the metrics only the steps that the checkpoint has."""
-    lines = [json.dumps(asdict(record)) + "\n" for record in trainer.records]
-    if lines:
-        atomic_write_text(folder.metrics_file, "".join(lines))
-    else:
-        folder.metrics_file.unlink(missing_ok=True)

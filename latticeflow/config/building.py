@@ -2,12 +2,9 @@
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Generator, Tensor
 
 from latticeflow.actions import (
     Action,
@@ -27,6 +24,7 @@ from latticeflow.actions import (
 )
 from latticeflow.config import theories
 from latticeflow.config.samplers import (
+    AutoregressiveFlowSettings,
     CouplingFlowSettings,
     Couplings,
     FreeFieldSettings,
@@ -37,12 +35,20 @@ from latticeflow.config.samplers import (
     StabilisedSamplerSettings,
     StudentTSettings,
 )
+from latticeflow.config.samples import random_choice, training_fields
 from latticeflow.config.schema import Config
-from latticeflow.flows import Bijection, Clamp, ElementwiseAffine, Sequential, coupling_flow, gauge_flow
+from latticeflow.flows import (
+    Bijection,
+    Clamp,
+    ElementwiseAffine,
+    Sequential,
+    autoregressive_flow,
+    coupling_flow,
+    gauge_flow,
+)
 from latticeflow.mcmc import HMC, Composite, FlowHMC, IndependenceMetropolis, Kernel, SamplerDraws, Winding
 from latticeflow.priors import FreeField, HaarUniform, Normal, Prior, QuenchedSectors, QuenchedU1, StudentT
 from latticeflow.samplers import FlowSampler, Sampler, SectorSampler, StabilisedSampler, mirrored
-from latticeflow.storage import Ensemble
 from latticeflow.training import Trainer, TrainingSettings, make_estimator
 
 
@@ -113,11 +119,16 @@ def build_flow(config: Config) -> Bijection:
             return gauge_flow(shape, keep_charge=keep_charge, **settings.model_dump(exclude={"kind"}))
         case CouplingFlowSettings():
             return coupling_flow(shape, **_couplings(settings))
+        case AutoregressiveFlowSettings():
+            return autoregressive_flow(shape, **settings.model_dump(exclude={"kind"}))
     return Sequential()
 
 
 def build_sampler(config: Config) -> Sampler:
-    """Return the untrained sampler in its training precision, on the run's device; its weights derive from the seed."""
+    """Return the untrained sampler in its training precision, on the run's device; its weights derive from the seed.
+
+    Before they are fitted, clusters of samples are no pieces: their prior alone is what chains can start from.
+    """
     settings, prior = config.sampler, build_prior(config)
     dtype = getattr(torch, config.training.dtype) if config.training else torch.float64
     with torch.random.fork_rng(devices=[]):
@@ -128,6 +139,8 @@ def build_sampler(config: Config) -> Sampler:
                 sampler = StabilisedSampler(config.lattice.shape, prior=prior, **own, **_couplings(settings))
             case PiecewiseSamplerSettings(pieces="charge"):
                 sampler = SectorSampler(prior, build_flow(config))
+            case PiecewiseSamplerSettings(pieces="clusters"):
+                sampler = FlowSampler(prior, Sequential())
             case PiecewiseSamplerSettings():
                 sampler = mirrored(FlowSampler(prior, Sequential([build_flow(config), _vacuum(config)])))
             case _:
@@ -157,8 +170,8 @@ def build_trainer(config: Config, sampler: Sampler) -> Trainer:
 
     Raises FileNotFoundError or DataError for the ensemble that forward_kl learns from.
     """
-    settings = config.training
-    target = None if settings.samples is None else ensemble_target(settings.samples, build_action(config))
+    settings, learning = config.training, config.training.estimator == "forward_kl"
+    target = random_choice(training_fields(config, build_bare_action(config))) if learning else None
     estimator = make_estimator(settings.estimator, signal_clip=settings.signal_clip, target=target)
     names = TrainingSettings.__dataclass_fields__.keys() - {"seed"}
     chosen = TrainingSettings(seed=config.run.seed, **settings.model_dump(include=names))
@@ -177,16 +190,3 @@ def build_kernel(config: Config, sampler: Sampler) -> Kernel:
     }
     chosen = [kernels[name]() for name in chain.kernels]
     return chosen[0] if len(chosen) == 1 else Composite(chosen)
-
-
-def ensemble_target(path: str | Path, action: Action) -> Callable[[int, Generator | None], Tensor]:
-    """Return `target(n, generator)`, which picks configurations of a stored ensemble at random, with replacement."""
-    with Ensemble.open(path, theory=action.theory) as ensemble:
-        stored = ensemble.field(action.field_name)
-    fields = torch.from_numpy(np.ascontiguousarray(stored)).flatten(0, 1)
-
-    def target(n: int, generator: Generator | None = None) -> Tensor:
-        device = generator.device if generator is not None else "cpu"
-        return fields[torch.randint(len(fields), (n,), generator=generator, device=device).cpu()].to(device)
-
-    return target

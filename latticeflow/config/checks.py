@@ -7,29 +7,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
-from latticeflow.config.problems import Problem, written
+from latticeflow.config.families import DENSITIES, DRAWABLE, GAUGE_THEORIES, PLANAR_DENSITIES, PRIORS
+from latticeflow.config.piece_checks import PIECE_CHECKS
+from latticeflow.config.problems import Problem, alternatives, written
 from latticeflow.flows.masks import check_tiles
 
-GAUGE_THEORIES = ("u1", "schwinger")
-PLANAR_DENSITIES = ("two_moons", "circle_of_gaussians", "two_rings")
-DENSITIES = {
-    "funnel": 2,
-    "student_t": 1,
-    "mixture": 2,
-    **dict.fromkeys(PLANAR_DENSITIES, 2),
-    "linear_regression": 2,
-    "horseshoe": 4,
-}
-"""The smallest dimension of each density; that of a planar one is 2."""
 MOST_STEPS = 10**6
-PRIORS = {
-    "haar": GAUGE_THEORIES,
-    "quenched": GAUGE_THEORIES,
-    "normal": ("scalar", *DENSITIES),
-    "free_field": ("scalar",),
-    "student_t": ("scalar", *DENSITIES),
-}
-PIECES = {"charge": GAUGE_THEORIES, "sign": ("scalar",)}
 BREAST_CANCER_DIMENSION = 62
 
 Values = Mapping[str, Any]
@@ -81,12 +64,12 @@ def density_dimension(values: Values) -> list[Problem]:
 
 
 def flow_theory(values: Values) -> list[Problem]:
-    """A gauge flow acts on links, couplings of real fields on anything else."""
+    """A gauge flow acts on links, flows of real fields on anything else."""
     theory, flow = values["action.kind"], values["sampler.flow.kind"]
     gauge = theory in GAUGE_THEORIES
     if flow == "identity" or (flow == "gauge") == gauge:
         return []
-    fitting = '"gauge" or "identity"' if gauge else '"coupling" or "identity"'
+    fitting = alternatives(["gauge", "identity"] if gauge else ["coupling", "autoregressive", "identity"])
     return [Problem("sampler.flow.kind", f"{fitting} for action.kind = {written(theory)}", written(flow))]
 
 
@@ -96,69 +79,6 @@ def sampler_theory(values: Values) -> list[Problem]:
     if sampler != "stabilised" or theory not in GAUGE_THEORIES:
         return []
     return [Problem("sampler.kind", f'"flow" or "piecewise" for action.kind = {written(theory)}', written(sampler))]
-
-
-def pieces_theory(values: Values) -> list[Problem]:
-    """The pieces are those of an order parameter that the theory has."""
-    theory, pieces = values["action.kind"], values["sampler.pieces"]
-    fitting = [name for name, theories in PIECES.items() if theory in theories]
-    if pieces in fitting:
-        return []
-    if not fitting:
-        return [Problem("sampler.kind", f'"flow" or "stabilised" for action.kind = {written(theory)}', '"piecewise"')]
-    expected = f"{' or '.join(map(written, fitting))} for action.kind = {written(theory)}"
-    return [Problem("sampler.pieces", expected, written(pieces))]
-
-
-def pieces_wells(values: Values) -> list[Problem]:
-    """The signs of the magnetisation are pieces where the potential has two wells."""
-    m2, lam = values["action.m2"], values["action.lam"]
-    if values["sampler.pieces"] != "sign" or (m2 < 0 < lam):
-        return []
-    path, found = ("action.m2", m2) if m2 >= 0 else ("action.lam", lam)
-    expected = f'number {"< 0" if m2 >= 0 else "> 0"} for sampler.pieces = "sign" (a potential with two wells)'
-    return [Problem(path, expected, written(found))]
-
-
-def pieces_vacuum(values: Values) -> list[Problem]:
-    """Only the signs of the magnetisation have a vacuum to start from."""
-    pieces, vacuum = values["sampler.pieces"], values["sampler.vacuum"]
-    if pieces == "sign" or vacuum is None:
-        return []
-    expected = f'no such key for sampler.pieces = {written(pieces)} (only "sign" has it)'
-    return [Problem("sampler.vacuum", expected, written(vacuum))]
-
-
-def pieces_kernels(values: Values) -> list[Problem]:
-    """HMC in a latent space needs a single one."""
-    kernels = values["chain.kernels"]
-    if values["sampler.pieces"] == "charge" or "flow_hmc" not in kernels:
-        return []
-    expected = 'no "flow_hmc" for sampler.kind = "piecewise" (each piece has a latent space of its own)'
-    return [Problem("chain.kernels", expected, written(kernels))]
-
-
-def pieces_prior(values: Values) -> list[Problem]:
-    """Sectors have weights of their own, which a sector factor would be the same as."""
-    if values["sampler.pieces"] != "charge":
-        return []
-    prior = values["sampler.prior.kind"]
-    if prior != "quenched":
-        return [Problem("sampler.prior.kind", '"quenched" for sampler.pieces = "charge"', written(prior))]
-    problems = []
-    if values["sampler.prior.sector"]:
-        problems.append(
-            Problem("sampler.prior.sector", '0 for sampler.pieces = "charge"', written(values["sampler.prior.sector"]))
-        )
-    if values["sampler.prior.smooth_sector"]:
-        problems.append(
-            Problem(
-                "sampler.prior.smooth_sector",
-                'nothing for sampler.pieces = "charge"',
-                written(values["sampler.prior.smooth_sector"]),
-            )
-        )
-    return problems
 
 
 def coupling_mask(values: Values) -> list[Problem]:
@@ -289,9 +209,9 @@ def _countable_steps(values: Values, section: str) -> list[Problem]:
 
 
 def something_to_train(values: Values) -> list[Problem]:
-    """The identity has no parameters."""
+    """The identity has no parameters, but for the affine map that a cluster's samples set."""
     steps = values["training.steps"]
-    if steps == 0 or values["sampler.flow.kind"] != "identity":
+    if steps == 0 or values["sampler.flow.kind"] != "identity" or values.get("sampler.pieces") == "clusters":
         return []
     flow = "gauge" if values.get("action.kind") in GAUGE_THEORIES else "coupling"
     hint = f"leave [training] out, or choose sampler.flow.kind = {written(flow)}"
@@ -299,14 +219,27 @@ def something_to_train(values: Values) -> list[Problem]:
 
 
 def training_samples(values: Values) -> list[Problem]:
-    """Only maximum likelihood reads samples, and it needs them."""
-    estimator, samples = values["training.estimator"], values["training.samples"]
-    if (samples is None) == (estimator != "forward_kl"):
+    """Only maximum likelihood learns from samples, and it needs them: of an ensemble, or exact draws."""
+    estimator, samples, draws = (values[f"training.{key}"] for key in ("estimator", "samples", "draws"))
+    given = {key: found for key, found in (("samples", samples), ("draws", draws)) if found is not None}
+    if estimator != "forward_kl":
+        expected = f'no such key with training.estimator = {written(estimator)} (only "forward_kl" learns from samples)'
+        return [Problem(f"training.{key}", expected, written(found)) for key, found in given.items()]
+    if not given:
+        expected = 'path of an ensemble, or training.draws, for training.estimator = "forward_kl"'
+        return [Problem("training.samples", expected, "nothing")]
+    if len(given) == 2:
+        return [Problem("training.draws", "nothing where training.samples is given", written(draws))]
+    return []
+
+
+def training_draws(values: Values) -> list[Problem]:
+    """Only some densities have exact independent draws."""
+    theory, draws = values["action.kind"], values["training.draws"]
+    if draws is None or theory in DRAWABLE:
         return []
-    if samples is None:
-        return [Problem("training.samples", 'path of an ensemble for training.estimator = "forward_kl"', "nothing")]
-    expected = f'no such key with training.estimator = {written(estimator)} (only "forward_kl" reads samples)'
-    return [Problem("training.samples", expected, written(samples))]
+    expected = f"no such key for action.kind = {written(theory)} (exact draws have {', '.join(DRAWABLE)})"
+    return [Problem("training.draws", expected, written(draws), "training.samples names an ensemble")]
 
 
 def training_signal_clip(values: Values) -> list[Problem]:
@@ -342,11 +275,6 @@ CHECKS = (
     density_dimension,
     flow_theory,
     sampler_theory,
-    pieces_theory,
-    pieces_wells,
-    pieces_vacuum,
-    pieces_kernels,
-    pieces_prior,
     coupling_mask,
     coupling_kernel,
     flow_tiles,
@@ -360,7 +288,9 @@ CHECKS = (
     flow_hmc_steps,
     something_to_train,
     training_samples,
+    training_draws,
     training_signal_clip,
     training_holonomies,
     baseline_theory,
+    *PIECE_CHECKS,
 )

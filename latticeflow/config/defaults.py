@@ -3,17 +3,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from latticeflow.config.checks import DENSITIES, GAUGE_THEORIES
+from latticeflow.config.families import DENSITIES, GAUGE_THEORIES
 
 UNORDERED = {"conditioner": "dense", "mask": "random"}
 """Couplings of variables that are no lattice."""
+CLUSTERS = {"clusterer": "kmeans", "smallest_cluster": 100}
+SEARCH, DBSCAN = {"most_clusters": 20}, {"noise": "refuse"}
+FITS = {"validation": 0.2, "patience": 10, "evaluate_every": 50, "processes": 1}
+"""Pieces that are clusters: how they are cut, and how their flows are fitted."""
 
 
 def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     """Return the sections with sampler, prior, flow and baseline filled in where they are absent.
 
     A gauge theory gets the quenched prior and a baseline, any other the normal prior; both get the identity as flow. A
-    stabilised sampler gets the student-t prior, and couplings of a density dense conditioners and random masks.
+    stabilised sampler gets the student-t prior, and couplings of a density dense conditioners and random masks. Pieces
+    that are clusters get the settings of clustering and fits.
     """
     theory = _theory(data.get("action"))
     gauge, couplings = theory in GAUGE_THEORIES, UNORDERED if theory in DENSITIES else {}
@@ -29,6 +34,18 @@ def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
             filled["sampler"]["flow"] = {**couplings, **chosen}
     if gauge and data.get("baseline") is None:
         filled["baseline"] = {}
+    return _with_clusters(filled)
+
+
+def _with_clusters(filled: dict[str, Any]) -> dict[str, Any]:
+    sampler, training = filled.get("sampler"), filled.get("training")
+    if not isinstance(sampler, dict) or (sampler.get("kind"), sampler.get("pieces")) != ("piecewise", "clusters"):
+        return filled
+    clusterer = sampler.get("clusterer", CLUSTERS["clusterer"])
+    own = DBSCAN if clusterer == "dbscan" else SEARCH if clusterer == "kmeans" and "clusters" not in sampler else {}
+    filled["sampler"] = {**CLUSTERS, **own, **sampler}
+    if isinstance(training, dict):
+        filled["training"] = {**FITS, **training}
     return filled
 
 

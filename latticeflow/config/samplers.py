@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from latticeflow.config.types import Beta, Count, Counts, NonNegative, Positive, Settings, SmoothSector, odd
+from latticeflow.config.types import Beta, Count, Counts, NonNegative, Positive, Settings, Several, SmoothSector, odd
 
 
 class HaarSettings(Settings):
@@ -104,6 +104,18 @@ class CouplingFlowSettings(Couplings):
     kind: Literal["coupling"] = Field(description="couplings of real fields")
 
 
+class AutoregressiveFlowSettings(Settings):
+    """Masked autoregressive flow of real fields (arXiv:1705.07057); the variables in row-major order, then reversed."""
+
+    kind: Literal["autoregressive"] = Field(description="masked autoregressive flow of real fields")
+    blocks: Count = Field(6, description="number of MADE blocks, each of which moves every variable")
+    hidden: Counts = Field((50, 50), description="units of each block's hidden layers")
+    activation: Literal["tanh", "relu", "elu", "gelu", "silu", "softplus"] = Field(
+        "tanh", description="function of the hidden units"
+    )
+
+
+Flow = GaugeFlowSettings | CouplingFlowSettings | AutoregressiveFlowSettings | IdentitySettings
 Prior = HaarSettings | QuenchedSettings | NormalSettings | FreeFieldSettings | StudentTSettings
 
 
@@ -116,7 +128,7 @@ class FlowSamplerSettings(Settings):
         description='The base distribution. Absent: "quenched" for gauge theories, "student_t" for a stabilised '
         'sampler, else "normal".',
     )
-    flow: GaugeFlowSettings | CouplingFlowSettings | IdentitySettings = Field(
+    flow: Flow = Field(
         discriminator="kind", description='The bijection applied to the prior\'s draws. Absent: "identity".'
     )
 
@@ -125,8 +137,28 @@ class PiecewiseSamplerSettings(Settings):
     """A flow for each piece of field space (arXiv:2305.02930)."""
 
     kind: Literal["piecewise"] = Field(description="mixture of flows, each on a piece of field space")
-    pieces: Literal["charge", "sign"] = Field(
-        description='"charge": topological sectors of a gauge theory; "sign": the two signs of the magnetisation'
+    pieces: Literal["charge", "sign", "clusters"] = Field(
+        description='"charge": topological sectors of a gauge theory; "sign": the two signs of the magnetisation; '
+        '"clusters": clusters of samples, of a lattice field by its magnetisation, of a density by all variables'
+    )
+    clusters: Count | None = Field(
+        None, description='number of clusters (absent: that of the largest silhouette score); "clusters" only, as below'
+    )
+    most_clusters: Several | None = Field(
+        None, description="largest number of clusters tried where clusters is absent, K-means only (absent: 20)"
+    )
+    smallest_cluster: Count | None = Field(
+        None, description="samples that every cluster has to have (absent: 100); the search goes on to fewer clusters"
+    )
+    clusterer: Literal["kmeans", "gaussian_mixture", "dbscan"] | None = Field(
+        None, description='what cuts the samples (absent: "kmeans"); a Gaussian mixture needs clusters'
+    )
+    neighbourhood: Positive | None = Field(
+        None, description="DBSCAN's distance between neighbours, in units of the field; required for DBSCAN, only there"
+    )
+    noise: Literal["refuse", "nearest"] | None = Field(
+        None,
+        description='samples that DBSCAN puts into no cluster: an error, or to the nearest centre (absent: "refuse")',
     )
     vacuum: Positive | None = Field(
         None,
@@ -136,8 +168,10 @@ class PiecewiseSamplerSettings(Settings):
         discriminator="kind",
         description='The base distribution of every piece: "quenched" without sector factors for "charge".',
     )
-    flow: GaugeFlowSettings | CouplingFlowSettings | IdentitySettings = Field(
-        discriminator="kind", description="The bijection of every piece, one network for all."
+    flow: Flow = Field(
+        discriminator="kind",
+        description='The bijection of every piece, one network for all; for "clusters" one each, after which an affine '
+        "map puts it on its samples.",
     )
 
 

@@ -57,7 +57,7 @@ class LatticeSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """Stochastic gradient training of the sampler."""
+    """Stochastic gradient training of the sampler, or fits of its pieces to samples."""
 
     estimator: Literal["reinforce", "reparametrisation", "path", "forward_kl"] = Field(
         "path", description="gradient estimator; the first three are of reverse KL and draw from the sampler"
@@ -88,7 +88,24 @@ class TrainingSettings(Settings):
         description="folder of a trained run, on another lattice for instance, with whose weights to begin",
     )
     samples: str | None = Field(
-        None, min_length=1, description="HDF5 ensemble to learn from; required for forward_kl, and only there"
+        None,
+        min_length=1,
+        description="HDF5 ensemble of the theory to learn from, at any couplings; forward_kl needs it or draws",
+    )
+    draws: Several | None = Field(
+        None, description="exact independent draws to learn from instead, of densities that have them; forward_kl only"
+    )
+    validation: Fraction | None = Field(
+        None, description='fraction of the samples held out, which choose the weights (absent: 0.2); "clusters" only'
+    )
+    patience: Count | None = Field(
+        None, description='evaluations without a better one that end a fit (absent: 10); "clusters" only'
+    )
+    evaluate_every: Count | None = Field(
+        None, description='steps between evaluations on the held-out samples (absent: 50); "clusters" only'
+    )
+    processes: Annotated[int, Field(ge=1, le=4096)] | None = Field(
+        None, description='processes that share the fits, with the same result (absent: 1); "clusters" only'
     )
 
 
@@ -192,7 +209,13 @@ class Config(Settings):
     @model_validator(mode="before")
     @classmethod
     def _resolve(cls, data: Any) -> Any:
-        return with_theory_defaults(data) if isinstance(data, dict) else data
+        if not isinstance(data, dict):
+            return data
+        tables = {
+            name: section.model_dump(exclude_none=True) if isinstance(section, Settings) else section
+            for name, section in data.items()
+        }
+        return with_theory_defaults(tables)
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:
@@ -200,6 +223,11 @@ class Config(Settings):
         if problems:
             raise ConfigError(problems)
         return self
+
+    @property
+    def clustered(self) -> bool:
+        """Return whether the sampler's pieces are clusters of samples, known once it is trained."""
+        return isinstance(self.sampler, PiecewiseSamplerSettings) and self.sampler.pieces == "clusters"
 
     def to_toml(self) -> str:
         """Return the configuration with all defaults filled in, as TOML that loads to an equal one."""

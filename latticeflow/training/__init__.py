@@ -2,13 +2,14 @@
 
 from latticeflow.training.estimators import ESTIMATORS, make_estimator
 from latticeflow.training.likelihood import FitRecord, LikelihoodSettings, fit
-from latticeflow.training.pieces import fit_pieces
+from latticeflow.training.pieces import Fitted, fit_pieces
 from latticeflow.training.samples import held_out_split
 from latticeflow.training.trainer import StepRecord, Trainer, TrainingError, TrainingSettings, hopeless, train
 
 __all__ = [
     "ESTIMATORS",
     "FitRecord",
+    "Fitted",
     "LikelihoodSettings",
     "StepRecord",
     "Trainer",

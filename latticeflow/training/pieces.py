@@ -1,9 +1,14 @@
 """Fitting a piecewise sampler: one flow for each cluster of samples, by maximum likelihood, also in parallel."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from itertools import combinations
+from typing import NamedTuple
 
 import torch
 from joblib import Parallel, delayed, parallel_config
@@ -16,8 +21,15 @@ from latticeflow.training.likelihood import FitRecord, LikelihoodSettings, fit
 from latticeflow.training.samples import check_weights
 from latticeflow.training.trainer import TrainingError
 
-Fitted = tuple[dict[str, Tensor], list[FitRecord]]
 Task = tuple[int, FlowSampler, Tensor, Tensor, LikelihoodSettings]
+
+
+class Fitted(NamedTuple):
+    """What the fit of a piece leaves behind: its weights, its records, the CPU seconds it took."""
+
+    weights: dict[str, Tensor]
+    records: list[FitRecord]
+    cpu_seconds: float
 
 
 def fit_pieces(
@@ -29,13 +41,16 @@ def fit_pieces(
     settings: LikelihoodSettings | None = None,
     minimum: int = 100,
     processes: int = 1,
+    finished: Sequence[Fitted] = (),
+    on_piece: Callable[[int, Fitted], None] | None = None,
 ) -> tuple[PiecewiseSampler, list[list[FitRecord]]]:
     """Fit one piece to the samples of each label 0 ... K - 1 and return their mixture and the records of each fit.
 
     `data (n, *shape)`, `labels (n,)`. `build(k, data_k)` makes piece k under a random state of its own, and `fit`
     trains it with a seed of its own, both from `settings.seed` and k. The mixture has `w_k = N_k / N`, with `weights`
     `(n,)` the share of their sum. `processes` share the pieces; the result does not depend on their number, bit for
-    bit, as every fit runs on one thread.
+    bit, as every fit runs on one thread. `on_piece(k, fitted)` sees each piece once it is fitted, in the order of k;
+    the first pieces, where `finished` has them from an earlier life, are not fitted again.
 
     Raises ValueError for labels that are not `(n,)` integers, unlabelled samples (-1, as clusterings mark noise: drop
     them with their data, or label them), a label without samples, or with less than `minimum` ones, pieces that share
@@ -50,11 +65,16 @@ def fit_pieces(
     tasks = [_task(build, k, data[member.to(data.device)], share[member], settings) for k, member in enumerate(members)]
     pieces = [piece for _, piece, *_ in tasks]
     _refuse_shared(pieces)
-    fitted = _fit_here(tasks) if processes == 1 else _fit_in(processes, tasks)
-    for piece, (state, _) in zip(pieces, fitted, strict=True):
-        piece.load_state_dict(state)
+    fitted, left = list(finished), tasks[len(finished) :]
+    with closing(_fit_here(left) if processes == 1 else _fit_in(processes, left)) as results:
+        for result in results:
+            fitted.append(result)
+            if on_piece is not None:
+                on_piece(len(fitted) - 1, result)
+    for piece, result in zip(pieces, fitted, strict=True):
+        piece.load_state_dict(result.weights)
     sums = [float(share[member].sum()) for member in members]
-    return PiecewiseSampler(pieces, sums), [records for _, records in fitted]
+    return PiecewiseSampler(pieces, sums), [result.records for result in fitted]
 
 
 def _check_labels(labels: Tensor | Sequence[int], n: int, minimum: int) -> Tensor:
@@ -89,27 +109,52 @@ def _refuse_shared(pieces: Sequence[FlowSampler]) -> None:
             raise ValueError(f"pieces {i} and {j} share parameters, but each is fitted by itself")
 
 
-def _fit_here(tasks: Sequence[Task]) -> list[Fitted]:
-    return [_fit_one(*task) for task in tasks]
+def _fit_here(tasks: Sequence[Task]) -> Generator[Fitted]:
+    yield from (_fit_one(*task) for task in tasks)
 
 
-def _fit_in(processes: int, tasks: Sequence[Task]) -> list[Fitted]:
-    fitted: list[Fitted] = []
+def _fit_in(processes: int, tasks: Sequence[Task]) -> Generator[Fitted]:
     with parallel_config(backend="loky", inner_max_num_threads=1):
-        workers = Parallel(n_jobs=processes, max_nbytes=None, batch_size=1, return_as="generator")
-        try:
-            fitted.extend(workers(delayed(_fit_one)(*task) for task in tasks))
-        except TerminatedWorkerError as error:
-            raise TrainingError(f"a process died while it fitted a piece, {len(fitted)} or a later one") from error
-        except BrokenProcessPool as error:
-            raise TrainingError(f"a piece cannot go to another process, take processes = 1: {error}") from error
-    return fitted
+        workers = Parallel(n_jobs=processes, max_nbytes=None, batch_size=1, pre_dispatch="all", return_as="generator")
+        with _spared():
+            results = workers(delayed(_fit_elsewhere)(*task) for task in tasks)
+    try:
+        for k, *_ in tasks:
+            try:
+                result = next(results)
+            except TerminatedWorkerError as error:
+                raise TrainingError(f"a process died while it fitted a piece, {k} or a later one") from error
+            except BrokenProcessPool as error:
+                raise TrainingError(f"a piece cannot go to another process, take processes = 1: {error}") from error
+            yield result
+    finally:
+        with warnings.catch_warnings(action="ignore"):  # joblib warns of results that nobody waits for any more
+            results.close()
+
+
+def _fit_elsewhere(*task: object) -> Fitted:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a process that was started later, by a thread
+    return _fit_one(*task)
+
+
+@contextmanager
+def _spared() -> Iterator[None]:
+    """Let processes that are started now ignore the keyboard's signal, which is left to this one."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _fit_one(k: int, piece: FlowSampler, data: Tensor, weights: Tensor, settings: LikelihoodSettings) -> Fitted:
+    started = time.process_time()
     with _one_thread(), _naming(k):
         records = fit(piece, data, weights=weights, settings=settings)
-    return piece.state_dict(), records
+    return Fitted(piece.state_dict(), records, time.process_time() - started)
 
 
 @contextmanager

@@ -154,5 +154,5 @@ def test_interrupted_training_goes_on_bit_for_bit(program, folders, tmp_path, mo
 
 def test_check_names_the_sampler(program, folders):
     for name, pieces in (("sectors", "charge"), ("signs", "sign")):
-        assert f"pieces by {pieces}, prior" in program("check", folders[name].with_suffix(".toml")).out
+        assert f"pieces {pieces}, prior" in program("check", folders[name].with_suffix(".toml")).out
     assert json.loads(program("status", folders["signs"], "--json").out)["state"] == "finished"

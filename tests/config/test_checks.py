@@ -2,6 +2,9 @@
 
 import pytest
 
+from latticeflow.actions import Drawable
+from latticeflow.config.building import build_bare_action
+from latticeflow.config.families import DENSITIES, DRAWABLE
 from latticeflow.config.loading import parse_config
 
 
@@ -94,6 +97,43 @@ def test_samples_need_forward_kl(gauge, problems):
     found = problems(gauge, "training.samples=ensemble.h5")
     assert list(found) == ["training.samples"]
     assert '"reinforce"' in found["training.samples"].expected
+
+
+DRAWN = '[lattice]\nshape = [2]\n[action]\nkind = "two_moons"\n[sampler.flow]\nkind = "coupling"\n[training]\n'
+
+
+def test_forward_kl_learns_from_samples_or_from_draws(problems):
+    estimator = "training.estimator=forward_kl"
+    assert parse_config(DRAWN, [estimator, "training.draws=100"]).training.draws == 100
+    found = problems(DRAWN, estimator)
+    assert list(found) == ["training.samples"]
+    assert "or training.draws" in found["training.samples"].expected
+    found = problems(DRAWN, estimator, "training.draws=100", "training.samples=e.h5")
+    assert list(found) == ["training.draws"]
+    assert found["training.draws"].expected == "nothing where training.samples is given"
+    found = problems(DRAWN, "training.draws=100", "training.samples=e.h5")
+    assert list(found) == ["training.samples", "training.draws"]
+    assert all('"path"' in problem.expected for problem in found.values())
+
+
+@pytest.mark.parametrize(("theory", "shape"), DENSITIES.items())
+def test_draws_are_of_densities_that_have_them(problems, theory, shape):
+    """Which ones is known to the checks by name, without building any."""
+    overrides = ["training.estimator=forward_kl", f"action.kind={theory}", f"lattice.shape=[{max(shape, 2)}]"]
+    drawable = isinstance(build_bare_action(parse_config(DRAWN, [*overrides, "training.samples=e.h5"])), Drawable)
+    assert drawable == (theory in DRAWABLE)
+    if drawable:
+        assert parse_config(DRAWN, [*overrides, "training.draws=5"]).training.draws == 5
+        return
+    found = problems(DRAWN, *overrides, "training.draws=5")
+    assert list(found) == ["training.draws"]
+    assert f'"{theory}"' in found["training.draws"].expected
+    assert "two_moons" in found["training.draws"].expected
+
+
+def test_a_lattice_field_has_no_exact_draws(scalar, problems):
+    overrides = ["sampler.flow.kind=coupling", "training.estimator=forward_kl", "training.draws=5"]
+    assert list(problems(scalar, *overrides)) == ["training.draws"]
 
 
 @pytest.mark.parametrize("estimator", ["path", "reparametrisation"])

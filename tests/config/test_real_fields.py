@@ -20,6 +20,7 @@ from latticeflow.actions import (
 from latticeflow.config.building import build_action, build_prior, build_sampler, build_trainer
 from latticeflow.config.loading import parse_config
 from latticeflow.flows import LOFT, AffineMap, Clamp, Coupling, ElementwiseAffine, SplineMap
+from latticeflow.flows.autoregressive import ACTIVATIONS
 from latticeflow.priors import FreeField, Normal, StudentT
 from latticeflow.samplers import FlowSampler, StabilisedSampler
 
@@ -27,6 +28,7 @@ PHI4 = '[lattice]\nshape = [4, 4]\n[action]\nkind = "scalar"\nm2 = -4\nlam = 8\n
 DENSITY = '[lattice]\nshape = [10]\n[action]\nkind = "student_t"\n'
 U1 = '[lattice]\nshape = [8, 8]\n[action]\nkind = "u1"\nbeta = 2\n'
 
+AUTOREGRESSIVE = '[sampler.flow]\nkind = "autoregressive"\nblocks = 2\nhidden = [5]\n'
 STABILISED = '[sampler]\nkind = "stabilised"\n'
 COUPLING = '[sampler.flow]\nkind = "coupling"\n'
 FREE_FIELD = '[sampler.prior]\nkind = "free_field"\nm2 = 0.5\n'
@@ -130,6 +132,7 @@ PROPOSALS = [
     FREE_FIELD + COUPLING,
     STUDENT_T + COUPLING,
     STABILISED + STUDENT_T,
+    AUTOREGRESSIVE,
 ]
 
 
@@ -305,6 +308,36 @@ def test_what_is_built_can_be_trained(text):
     assert losses[0] == losses[1]
     assert isinstance(trainer.sampler, FlowSampler)
     assert type(trainer.action) is (ScalarAction if PHI4 in text else MultivariateStudentT)
+
+
+def test_defaults_of_an_autoregressive_flow():
+    flow = parse_config(DENSITY + '[sampler.flow]\nkind = "autoregressive"\n').sampler.flow
+    expected = {"kind": "autoregressive", "blocks": 6, "hidden": (50, 50), "activation": "tanh"}
+    assert flow.model_dump() == expected
+
+
+def test_an_autoregressive_flow_is_built_with_its_settings():
+    sampler = build_sampler(parse_config(PHI4 + AUTOREGRESSIVE, ["sampler.flow.activation=softplus"]))
+    assert [block.reverse for block in sampler.flow.layers] == [False, True]
+    for block in sampler.flow.layers:
+        assert [layer.out_features for layer in block.network.layers] == [5, 32]
+        assert block.network.activation is torch.nn.functional.softplus
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_every_activation_can_be_configured(name):
+    assert parse_config(PHI4 + AUTOREGRESSIVE, [f"sampler.flow.activation={name}"]).sampler.flow.activation == name
+
+
+@pytest.mark.parametrize("estimator", ["path", "reinforce", "reparametrisation"])
+@pytest.mark.parametrize("text", [PHI4, DENSITY])
+def test_an_autoregressive_flow_learns_by_reverse_kl(text, estimator):
+    overrides = [f"training.estimator={estimator}", "training.learning_rate=1e-2", "training.window=5"]
+    config = parse_config(text + AUTOREGRESSIVE + "[training]\nsteps = 25\nbatch = 64\nwarmup = 0\n", overrides)
+    trainer = build_trainer(config, build_sampler(config))
+    trainer.run()
+    losses = [record.loss for record in trainer.records]
+    assert sum(losses[-5:]) < sum(losses[:5])
 
 
 @pytest.mark.parametrize("section", SECTIONS)

@@ -12,6 +12,7 @@ DENSITY = '[lattice]\nshape = [10]\n[action]\nkind = "student_t"\n'
 U1 = '[lattice]\nshape = [8, 8]\n[action]\nkind = "u1"\nbeta = 2\n'
 STABILISED = '[sampler]\nkind = "stabilised"\n'
 COUPLING = '[sampler.flow]\nkind = "coupling"\n'
+AUTOREGRESSIVE = '[sampler.flow]\nkind = "autoregressive"\n'
 SECTIONS = {"sampler": STABILISED, "sampler.flow": COUPLING}
 QUENCHED = 'sampler.prior={kind = "quenched"}'
 
@@ -43,8 +44,9 @@ def test_with_links_the_kind_alone_is_complained_about(problems):
     ("text", "flow", "expected"),
     [
         (U1, "coupling", '"gauge" or "identity" for action.kind = "u1"'),
-        (PHI4, "gauge", '"coupling" or "identity" for action.kind = "scalar"'),
-        (DENSITY, "gauge", '"coupling" or "identity" for action.kind = "student_t"'),
+        (U1, "autoregressive", '"gauge" or "identity" for action.kind = "u1"'),
+        (PHI4, "gauge", '"coupling", "autoregressive" or "identity" for action.kind = "scalar"'),
+        (DENSITY, "gauge", '"coupling", "autoregressive" or "identity" for action.kind = "student_t"'),
     ],
 )
 def test_flows_have_their_theories(problems, text, flow, expected):
@@ -222,11 +224,21 @@ OF_COUPLINGS = {
     "inner_kernel": (["4", "-1"], "odd integer >= 1"),
     "symmetry": (['"Z(2)"', "2"], '"none" or "z2"'),
 }
+OF_MAF = {
+    "blocks": (["0", "6.0", "true"], "integer >= 1"),
+    "hidden": (["[]", "[0]", "50"], "list of 1 or more integers >= 1"),
+    "activation": (['"sine"', "1"], '"tanh", "relu", "elu", "gelu", "silu" or "softplus"'),
+}
 CASES = [(DENSITY + STABILISED, path, value, words) for path, (values, words) in WRONG.items() for value in values]
 CASES += [
     (PHI4 + sampler, f"{section}.{key}", value, words)
     for section, sampler in SECTIONS.items()
     for key, (values, words) in OF_COUPLINGS.items()
+    for value in values
+]
+CASES += [
+    (PHI4 + AUTOREGRESSIVE, f"sampler.flow.{key}", value, words)
+    for key, (values, words) in OF_MAF.items()
     for value in values
 ]
 
@@ -257,6 +269,7 @@ def test_the_free_field_prior_has_no_mass_of_its_own(problems):
         ("sampler.prior.kind", "student-t", "student_t"),
         ("sampler.prior.kind", "freefield", "free_field"),
         ("sampler.flow.kind", "couplings", "coupling"),
+        ("sampler.flow.kind", "auto-regressive", "autoregressive"),
         ("action.kind", "studentt", "student_t"),
         ("action.kind", "horse_shoe", "horseshoe"),
         ("action.kind", "linear-regression", "linear_regression"),

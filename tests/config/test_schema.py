@@ -64,6 +64,11 @@ def test_defaults_of_training_and_flow():
         "checkpoint_every": 200,
         "start_from": None,
         "samples": None,
+        "draws": None,
+        "validation": None,
+        "patience": None,
+        "evaluate_every": None,
+        "processes": None,
     }
 
 
@@ -199,6 +204,11 @@ WRONG = {
     "training.checkpoint_every": ["0"],
     "training.samples": ['""', "1"],
     "training.start_from": ['""', "1"],
+    "training.draws": ["1", "1e4", "true"],
+    "training.validation": ["0", "1", "nan", '"0.2"'],
+    "training.patience": ["0", "2.5"],
+    "training.evaluate_every": ["0"],
+    "training.processes": ["0", "4097", "1.0"],
     "chain.kernels": ['"hmc"', '["metropolis"]', "[]", "[1]"],
     "chain.start": ['"hot"'],
     "chain.thermalisation": ["-1", "1.5"],

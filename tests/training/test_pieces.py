@@ -2,7 +2,10 @@
 
 import math
 import os
+import signal
+import sys
 
+import cloudpickle
 import pytest
 import torch
 from torch.testing import assert_close
@@ -14,6 +17,7 @@ from latticeflow.samplers import FlowSampler, PiecewiseSampler, standardised
 from latticeflow.streams import stream
 from latticeflow.training import LikelihoodSettings, TrainingError, fit, fit_pieces
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # processes cannot import a test
 TARGET = GaussianMixture(2, radius=5.0)
 QUICK = LikelihoodSettings(steps=12, batch=50, evaluate_every=4, learning_rate=0.01, seed=3)
 
@@ -184,6 +188,54 @@ def test_one_piece():
     assert sampler.weights.tolist() == [1.0]
     x, log_q = sampler.sample(5, generator(8))
     assert_close(log_q, sampler.pieces[0].log_prob(x))
+
+
+# ---------------------------------------------------------------- taking it up again
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_each_piece_is_seen_once_it_is_fitted(processes):
+    """In the order of k, with the weights that it ends with."""
+    data, labels = labelled()
+    seen = []
+    sampler, records = fit_pieces(
+        network, data, labels, settings=QUICK, processes=processes, on_piece=lambda *found: seen.append(found)
+    )
+    assert [k for k, _ in seen] == [0, 1, 2]
+    for k, fitted in seen:
+        assert fitted.records == records[k]
+        assert fitted.cpu_seconds > 0
+        assert all(torch.equal(fitted.weights[name], value) for name, value in sampler.pieces[k].state_dict().items())
+
+
+@pytest.mark.parametrize("done", [0, 1, 2, 3])
+def test_finished_pieces_are_taken_as_they_are(done):
+    """The others come out as if all had been fitted in one life, bit for bit."""
+    data, labels = labelled()
+    first, second = [], []
+    whole, records = fit_pieces(network, data, labels, settings=QUICK, on_piece=lambda k, fitted: first.append(fitted))
+    again, same_records = fit_pieces(
+        network, data, labels, settings=QUICK, finished=first[:done], on_piece=lambda k, fitted: second.append(k)
+    )
+    assert second == list(range(done, 3))
+    assert same(whole, again)
+    assert same_records[:done] == records[:done]
+    assert [[r.held_out for r in piece] for piece in same_records] == [[r.held_out for r in piece] for piece in records]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_what_is_raised_when_a_piece_is_seen_ends_the_fits(processes):
+    data, labels = labelled()
+    seen = []
+
+    def stop(k, fitted):
+        seen.append(k)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fit_pieces(network, data, labels, settings=QUICK, processes=processes, on_piece=stop)
+    assert seen == [0]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # ---------------------------------------------------------------- failures

@@ -1,8 +1,6 @@
-"""Figures of a run: arrays in, a matplotlib `Figure` out; readable in grey, long histories thinned, no global state."""
+"""Training, weights, autocorrelation, charge and comparison of runs."""
 
 from collections.abc import Mapping, Sequence
-from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,33 +10,10 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
 
 from latticeflow import stats
+from latticeflow.plots.style import CURVES, STYLE, WIDTH, Array, axis_range, draw_line, finish, thinned
 from latticeflow.stats import GammaResult
 from latticeflow.stats.series import check_values
-from latticeflow.storage import atomic_write_bytes
 
-Array = NDArray[np.float64]
-STYLE: dict[str, dict[str, Any]] = {
-    "figure": {"dpi": 150, "layout": "constrained", "facecolor": "white"},
-    "label": {"fontsize": 9},
-    "small": {"fontsize": 8},
-    "legend": {"fontsize": 8, "title_fontsize": 9, "alignment": "left", "frameon": False, "handlelength": 3.0},
-    "line": {"color": "black", "linewidth": 1.3, "markersize": 4},
-    "thin": {"color": "black", "linewidth": 0.7, "markersize": 4},
-    "cloud": {"color": "0.6", "linestyle": "none", "marker": "o", "markersize": 1.8, "markeredgewidth": 0},
-    "fill": {"facecolor": "0.82", "edgecolor": "black", "linewidth": 0.8, "fill": True},
-    "outline": {"edgecolor": "black", "linewidth": 1.5, "linestyle": "--"},
-    "integers": {"integer": True, "min_n_ticks": 1, "steps": (1, 2, 3, 5, 10)},
-    "point": {"color": "black", "marker": "o", "markersize": 4, "capsize": 2.5, "elinewidth": 1.2},
-    "exact": {"color": "black", "linestyle": "none", "marker": "D", "markersize": 5, "markerfacecolor": "none"},
-}
-CURVES: tuple[dict[str, Any], ...] = (
-    {"color": "black", "linestyle": "-", "marker": "o"},
-    {"color": "#0060a8", "linestyle": "--", "marker": "s"},
-    {"color": "#d55e00", "linestyle": "-.", "marker": "^"},
-    {"color": "#808080", "linestyle": ":", "marker": "D"},
-)
-WIDTH = 7.0
-MOST_POINTS = 2000
 COLUMNS = 3
 
 
@@ -54,10 +29,10 @@ def training_curve(step: ArrayLike, loss: ArrayLike, ess: ArrayLike, *, log_z: f
     figure = Figure(figsize=(WIDTH, 4.4), **STYLE["figure"])
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
     _draw_loss(upper, steps, losses, bound=[] if log_z is None else [-log_z])
-    _draw_line(lower, steps, sizes, clip_on=False, **STYLE["line"])
+    draw_line(lower, steps, sizes, clip_on=False, **STYLE["line"])
     lower.set(xlabel="training step", ylabel=r"running ESS$/N$", ylim=(0, 1))
     lower.xaxis.set_major_locator(MaxNLocator(nbins=8, **STYLE["integers"]))
-    return _finish(figure, columns=3)
+    return finish(figure, columns=3)
 
 
 def charge_history(charge: ArrayLike, *, exact: Mapping[int, float] | None = None) -> Figure:
@@ -68,19 +43,19 @@ def charge_history(charge: ArrayLike, *, exact: Mapping[int, float] | None = Non
     a charge that is not an integer.
     """
     charges = _integers(charge)
-    shown, every = charges[: len(CURVES)], _thinned(charges[0]).step
+    shown, every = charges[: len(CURVES)], thinned(charges[0]).step
     figure = Figure(figsize=(WIDTH, 3.6), **STYLE["figure"])
     histories, distribution = figure.subfigures(1, 2, width_ratios=(3, 2))
     panels = histories.subplots(len(shown), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
     for number, (panel, history) in enumerate(zip(panels, shown, strict=True)):
-        _draw_line(panel, np.arange(history.size), history, drawstyle="steps-mid", **STYLE["thin"])
+        draw_line(panel, np.arange(history.size), history, drawstyle="steps-mid", **STYLE["thin"])
         panel.set_title(f"chain {number} of {len(charges)}", loc="right", pad=2, **STYLE["small"])
         panel.set(ylabel="$Q$", xlim=(-0.5, history.size - 0.5))
         panel.yaxis.set_major_locator(MaxNLocator(nbins=4, **STYLE["integers"]))
     panels[-1].set_xlabel("draw" if every == 1 else f"draw (one in {every} shown)")
     panels[-1].xaxis.set_major_locator(MaxNLocator(nbins=6, **STYLE["integers"]))
     _draw_charge_distribution(distribution.subplots(), charges, exact or {})
-    return _finish(figure, columns=2)
+    return finish(figure, columns=2)
 
 
 def autocorrelation(result: GammaResult | Mapping[str, GammaResult], *, name: str = "") -> Figure:
@@ -102,7 +77,7 @@ def autocorrelation(result: GammaResult | Mapping[str, GammaResult], *, name: st
     left.set(xlabel="lag $t$ [draws]", ylabel=r"$\rho(t) = \Gamma(t)/\Gamma(0)$", **shared)
     right.set(xlabel="window $W$ [draws]", ylabel=r"$\tau_{\rm int}(W) = 1/2 + \sum_{t=1}^{W}\,\rho(t)$", **shared)
     left.axhline(0, **STYLE["thin"])
-    return _finish(figure, title="" if single else name)
+    return finish(figure, title="" if single else name)
 
 
 def weight_histogram(
@@ -121,7 +96,7 @@ def weight_histogram(
     if baseline is not None:
         sets.append(("training-free baseline", baseline, baseline_ess, STYLE["outline"]))
     relative = [np.ravel(logs) - stats.log_z(logs)[0] for _, logs, _, _ in sets]
-    ranges = [_axis_range(values[np.isfinite(values)], values.max()) for values in relative]
+    ranges = [axis_range(values[np.isfinite(values)], values.max()) for values in relative]
     edges = np.linspace(min(low for low, _ in ranges), max(high for _, high in ranges), 62)
     figure = Figure(figsize=(WIDTH, 3.4), **STYLE["figure"])
     axes = figure.subplots()
@@ -130,7 +105,7 @@ def weight_histogram(
     axes.axvline(0, linestyle=":", label=r"$w = \langle w\rangle$", **STYLE["thin"])
     axes.set(xlabel=r"$\log w - \log\langle w\rangle$,   $w = e^{-S}/q$", ylabel="proposals per bin", yscale="log")
     axes.set_ylim(0.5, max(axes.get_ylim()[1], 20))
-    return _finish(figure)
+    return finish(figure)
 
 
 def comparison(
@@ -166,14 +141,7 @@ def comparison(
     for axes in grid[::COLUMNS]:
         axes.set_yticks(places, labels)
         axes.set_ylim(-0.6, len(labels) - 0.4)
-    return _finish(figure, columns=4)
-
-
-def save(figure: Figure, path: str | Path) -> None:
-    """Write the figure, a PNG at 150 dots per inch or what else the name ends in, under its name only once complete."""
-    path, buffer = Path(path), BytesIO()
-    figure.savefig(buffer, format=path.suffix[1:] or "png", dpi=STYLE["figure"]["dpi"])
-    atomic_write_bytes(path, buffer.getvalue())
+    return finish(figure, columns=4)
 
 
 def _draw_means(axes: Axes, places: Array, values: Array, name: str, exact: float | None, label: str | None) -> None:
@@ -197,12 +165,12 @@ def _draw_rates(axes: Axes, places: Array, rates: Mapping[str, Sequence[float]])
 
 def _draw_loss(axes: Axes, steps: Array, losses: Array, *, bound: list[float]) -> None:
     finite = np.isfinite(losses)
-    low, high = _axis_range(losses[finite], *bound)
+    low, high = axis_range(losses[finite], *bound)
     outside = losses.size - int(np.sum((losses >= low) & (losses <= high)))
     note = f" ({outside} of {losses.size} outside)" if outside else ""
-    every = _thinned(losses)
+    every = thinned(losses)
     axes.plot(steps[every], np.where(finite, losses, np.nan)[every], label="each step" + note, **STYLE["cloud"])
-    _draw_line(axes, *_running_median(steps[finite], losses[finite]), label="running median", **STYLE["line"])
+    draw_line(axes, *_running_median(steps[finite], losses[finite]), label="running median", **STYLE["line"])
     for level in bound:
         axes.axhline(level, linestyle="--", label=r"bound $-\log Z$", **STYLE["thin"])
     axes.set(ylabel=r"loss $-\langle\log w\rangle$", ylim=(low, high))
@@ -227,7 +195,7 @@ def _draw_autocorrelation(left: Axes, right: Axes, result: GammaResult, curve: M
     error = tau * np.sqrt(4 / result.n * np.maximum(lags + 0.5 - tau, 0))
     right.fill_between(lags, tau - error, tau + error, color=curve["color"], alpha=0.2, linewidth=0)
     for axes, values in ((left, result.rho), (right, tau)):
-        _draw_line(axes, lags, values, **curve)
+        draw_line(axes, lags, values, **curve)
         axes.axvline(window, **{**STYLE["thin"], **curve, "marker": ""})
     mark = {**curve, "markersize": 5, "clip_on": False, "zorder": 3}
     left.plot(window, result.rho[window], **mark)
@@ -242,41 +210,11 @@ def _draw_weights(axes: Axes, relative: Array, edges: Array, name: str, fraction
     axes.stairs(np.histogram(relative, edges)[0], edges, baseline=0.5, label=label, **look)
 
 
-def _draw_line(axes: Axes, x: Array, y: Array, **look: Any) -> None:
-    """Draw a thinned line, or the point where there is only one."""
-    every = _thinned(x)
-    axes.plot(x[every], y[every], **{**STYLE["line"], **look, "marker": "o" if x.size == 1 else ""})
-
-
-def _finish(figure: Figure, *, title: str = "", columns: int = 1) -> Figure:
-    for axes in figure.axes:
-        axes.tick_params(which="both", labelsize=STYLE["small"]["fontsize"])
-        axes.spines[["top", "right"]].set_visible(False)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.label.set(**STYLE["label"])
-            axis.offsetText.set(**STYLE["small"])
-    if any(axes.get_legend_handles_labels()[0] for axes in figure.axes):
-        figure.legend(loc="outside upper left", ncols=columns, title=title or None, **STYLE["legend"])
-    return figure
-
-
 def _describe(name: str, result: GammaResult) -> str:
     value, error = result.tau_int, result.tau_int_error
     decimals = max(0, 1 - int(np.floor(np.log10(error)))) if error > 0 else 2
     tau = rf"$\tau_{{\rm int}}$ = {value:.{decimals}f} ± {error:.{decimals}f}, $W$ = {result.window}"
     return (f"{name}: " if name else "") + tau + ("" if result.converged else ", not converged")
-
-
-def _axis_range(values: Array, *always: float) -> tuple[float, float]:
-    """Return the range of the values up to two inter-decile widths beyond the deciles, widened to show `always`."""
-    ends = list(always)
-    if values.size > 0:
-        low, high = np.quantile(values, (0.1, 0.9))
-        reach = 2 * (high - low) or np.inf
-        ends += [max(values.min(), low - reach), min(values.max(), high + reach)]
-    low, high = min(ends, default=0.0), max(ends, default=0.0)
-    margin = max(0.05 * (high - low), 0.01)
-    return low - margin, high + margin
 
 
 def _running_median(x: Array, y: Array) -> tuple[Array, Array]:
@@ -288,10 +226,6 @@ def _running_median(x: Array, y: Array) -> tuple[Array, Array]:
 def _frequency_error(hits: NDArray[np.bool_]) -> float:
     result = stats.gamma_method(hits.astype(np.float64)) if hits.shape[1] >= 4 else None
     return result.error if result is not None and result.converged else np.nan
-
-
-def _thinned(values: Array) -> slice:
-    return slice(None, None, max(1, -(-values.size // MOST_POINTS)))
 
 
 def _integers(charge: ArrayLike) -> Array:
