@@ -199,7 +199,7 @@ def drop_line(lines, rng):
     rest = "\n".join(lines[place:]).split("\n[")[0]
     names = words(rest) if lines[place].startswith("[") else (path_of(lines, place), "line ")
     if "sampler.kind" in names:  # without one it is "flow", and the keys that are left say of which kind they are
-        names = (*names, '[sampler] of kind "stabilised"')
+        names = (*names, '[sampler] of kind "')
     return mutation(lines[:place] + lines[place + 1 :], names)
 
 
