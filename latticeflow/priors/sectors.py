@@ -41,12 +41,16 @@ class QuenchedSectors(nn.Module, Prior):
         charges, probabilities = u1_charge_distribution(self.beta, self.shape)
         self.charges = [int(charge) for charge in charges]
         log_probability = torch.from_numpy(np.log(probabilities))
-        self.register_buffer("log_z", u1_log_z(self.beta, self.shape) + log_probability, persistent=False)
-        self.register_buffer("plain_log_weights", log_probability, persistent=False)
+        self.plain_log_weights, self.log_z = log_probability, u1_log_z(self.beta, self.shape) + log_probability
         self.register_buffer("log_weights", log_probability.clone())
         cells = min(512 + round(30 * math.sqrt(self.beta)), MOST_CELLS)
         self.angles = np.linspace(-math.pi, math.pi, cells + 1)
         self.tilts = {charge: self._tilt(charge) for charge in self.charges}
+
+    @property
+    def log_w(self) -> Tensor:
+        """The normalised `log w_Q` in float64, whatever precision the buffer was cast to."""
+        return torch.log_softmax(self.log_weights.double(), dim=0)
 
     def set_log_weights(self, log_weights: Tensor) -> None:
         """Set the weights of all sectors, up to a factor. Raises ValueError for another number, NaN, or a zero."""
@@ -55,13 +59,14 @@ class QuenchedSectors(nn.Module, Prior):
         self.log_weights.copy_(torch.log_softmax(log_weights.double(), dim=0))
 
     def sample(self, n: int, generator: Generator | None = None) -> Tensor:
-        weights = self.log_weights.double().exp().to(device_options(generator)["device"])
+        weights = self.log_w.exp().to(device_options(generator)["device"])
         chosen = torch.multinomial(weights, n, replacement=True, generator=generator) if n else torch.zeros(0).long()
         return self.in_sectors(chosen - self.charges[-1], generator)
 
     def in_sectors(self, charge: Tensor, generator: Generator | None = None) -> Tensor:
         """Return links with the given charges, `(n,) -> (n, 2, L0, L1)`."""
-        plaquettes = torch.zeros(len(charge), *self.shape, **device_options(generator))
+        options = device_options(generator)
+        charge, plaquettes = charge.to(options["device"]), torch.zeros(len(charge), *self.shape, **options)
         for one in charge.unique().tolist():
             here = (charge == one).nonzero().flatten()
             plaquettes[here] = self._plaquettes(int(one), len(here), generator)
@@ -71,7 +76,7 @@ class QuenchedSectors(nn.Module, Prior):
     def log_prob(self, x: Tensor) -> Tensor:
         angle, index = plaquette(x), self.index(x)
         known = (index >= 0) & (index < len(self.charges))
-        offset = (self.log_weights - self.log_z)[index.clamp(0, len(self.charges) - 1)]
+        offset = (self.log_w.to(x.device) - self.log_z.to(x.device))[index.clamp(0, len(self.charges) - 1)]
         return torch.where(known, self.beta * site_sum(torch.cos(angle)) + offset, -math.inf)
 
     def index(self, x: Tensor) -> Tensor:

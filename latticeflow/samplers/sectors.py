@@ -6,7 +6,6 @@ import torch
 from torch import Generator
 
 from latticeflow.actions import Action
-from latticeflow.flows import Bijection
 from latticeflow.priors import QuenchedSectors
 from latticeflow.samplers.flow import FlowSampler
 
@@ -23,19 +22,16 @@ class SectorSampler(FlowSampler):
 
     prior: QuenchedSectors
 
-    def __init__(self, prior: QuenchedSectors, flow: Bijection) -> None:
-        super().__init__(prior, flow)
-
     @torch.no_grad()
     def refine(self, action: Action, generator: Generator | None = None, *, draws: int = 512) -> bool:
         """Set `w_Q` to `Z_Q = int_Q exp(-S) / Z`, from `draws` draws of every piece that is not negligible.
 
         That is a weight above 1e-3, by the present weights or by those of pure gauge theory. The other pieces keep
-        their share of pure gauge theory in proportion to the nearest that was estimated. A piece none of whose
-        draws has a finite weight keeps its present one.
+        their share of pure gauge theory in proportion to the nearest that was estimated. Nothing changes where a piece
+        has no draw of finite weight.
         """
         prior, plain = self.prior, self.prior.plain_log_weights
-        present, found = prior.log_weights.clone(), {}
+        present, found = prior.log_w.cpu(), {}
         for place, charge in enumerate(prior.charges):
             if max(present[place], plain[place]) > math.log(NEGLIGIBLE):
                 found[place] = self._log_integral(charge, action, draws, generator)
@@ -59,6 +55,5 @@ class SectorSampler(FlowSampler):
             log_q = self.prior.log_prob(z.double()) - log_det
             parts.append(-action(x).double() - log_q)
         log_weight = torch.nan_to_num(torch.cat(parts), nan=-math.inf)
-        return (
-            torch.logsumexp(log_weight, 0) - math.log(draws) + self.prior.log_weights[charge + self.prior.charges[-1]]
-        )
+        present = self.prior.log_w[charge + self.prior.charges[-1]]
+        return (present + torch.logsumexp(log_weight, 0) - math.log(draws)).cpu()

@@ -107,6 +107,16 @@ def test_weights_are_normalised_and_saved():
     assert torch.equal(other.log_prob(links), prior.log_prob(links))
 
 
+def test_single_precision_changes_no_normalisation():
+    """The weights are rounded and still add up to 1; the partition functions, of order 1000, are not."""
+    prior, plain = QuenchedSectors(7.0, (16, 16)), QuenchedU1(7.0, (16, 16))
+    links = plain.sample(50, seeded(11))
+    assert_close(prior.float().double().log_prob(links), plain.log_prob(links), rtol=0, atol=1e-5)
+    prior.set_log_weights(prior.log_weights + torch.tensor(prior.charges).abs())
+    prior.float()
+    assert prior.log_w.exp().sum() == pytest.approx(1, abs=1e-14)
+
+
 def test_no_draws_are_no_draws():
     assert QuenchedSectors(2.0, (4, 4)).sample(0, seeded(1)).shape == (0, 2, 4, 4)
 
