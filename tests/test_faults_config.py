@@ -306,14 +306,18 @@ def damage_byte(lines, rng):
 
 
 def several(lines, rng):
-    """A wrong value in each of two to four sections: all must be in one message. A large integer may be a number."""
+    """A wrong value in each of two to four sections: all must be in one message. A large integer may be a number.
+
+    What belongs to a section whose kind is wrong is not known, so nothing need be said of it.
+    """
     names = sorted({section_of(lines, place) for place in key_lines(lines)})
     chosen = rng.sample(names, min(len(names), rng.randrange(2, 5)))
     places = [rng.choice([p for p in key_lines(lines) if section_of(lines, p) == name]) for name in chosen]
     paths = [path_of(lines, place) for place in places]
     for place in sorted(places, reverse=True):
         lines = with_value(lines, place, rng.choice(NEVER_RIGHT[:-2]))
-    return mutation(lines, *((path,) for path in paths))
+    unknown = tuple(path.removesuffix("kind") for path in paths if path.endswith(".kind"))
+    return mutation(lines, *((path,) for path in paths if path.endswith(".kind") or not path.startswith(unknown)))
 
 
 MUTATORS: list[Mutator] = [drop_line, misspell_name, misspell_choice, duplicate_key, duplicate_section, wrong_type]
