@@ -6,10 +6,10 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
+from scipy.spatial.distance import cdist
 from torch import Tensor
 
 from latticeflow.lattice import check_integer
-from latticeflow.samplers.silhouette import silhouettes
 
 SCORED = 5000
 """The most samples that a silhouette score is computed from; its cost grows with their square."""
@@ -164,13 +164,16 @@ def _k_means(data: np.ndarray, clusters: int, seed: int) -> np.ndarray:
 
 def _scores(data: np.ndarray, labellings: Iterable[np.ndarray], seed: int) -> dict[int, float]:
     """Return silhouette scores by the number of clusters, without those that have no meaning: of one cluster, say."""
+    from sklearn.metrics import silhouette_score
+
     chosen = slice(None)
     if len(data) > SCORED:
         chosen = np.random.default_rng(seed).choice(len(data), SCORED, replace=False)
     points = data[chosen]
+    distances = cdist(points, points)
     scored = {int(labels.max()) + 1: labels[chosen] for labels in labellings}
     scored = {k: labels for k, labels in scored.items() if 2 <= len(np.unique(labels)) < len(labels)}
-    return dict(zip(scored, silhouettes(points, list(scored.values())), strict=True))
+    return {k: float(silhouette_score(distances, labels, metric="precomputed")) for k, labels in scored.items()}
 
 
 def _nearest(points: np.ndarray, centres: np.ndarray) -> np.ndarray:
