@@ -24,7 +24,8 @@ class QuenchedSectors(nn.Module, Prior):
         q(x) = w_Q exp(beta sum_x cos P(x)) / Z_Q,   Z_Q = Z P(Q),   Q the topological charge of x.
 
     The sectors are those that pure gauge theory has with a probability above 1e-16; others have density 0, so beta
-    should not be far above that of the target, which would have more. The law is that of each, exactly; `log_weights` `(2 Q_max + 1,)`, a buffer, holds log w_Q from -Q_max to Q_max and starts as `log P(Q)`. In sector Q
+    should not be far above that of the target, which would have more. The law is that of each, exactly;
+    `log_weights` `(2 Q_max + 1,)`, a buffer, holds log w_Q from -Q_max to Q_max and starts as `log P(Q)`. In sector Q
     the plaquettes are independent with density proportional to `exp(beta cos P + t P)`, but for their sum `2 pi Q`,
     which t, being the same for all, does not change: t is chosen so that the mean is the uniform flux `2 pi Q / V`.
     All but one are drawn so, the last is what is missing, accepted with probability proportional to its own factor.
