@@ -21,6 +21,8 @@ from latticeflow.lattice import Shape
 
 TRANSFORMS = ("affine", "spline")
 MOST_BINS = 64
+CYCLE = 2
+"""Couplings that move every site once: a mask and its opposite."""
 DEFAULT_CLAMP = Clamp()
 
 
@@ -161,4 +163,5 @@ def coupling_flow(
             return AffineMap(clamp)
         return SplineMap(clamp, bins=bins, bound=bound)
 
-    return Sequential(Coupling(one, site_map(), hidden=hidden, **coupling) for one in mask_cycle(mask, shape, layers))
+    couplings = (Coupling(one, site_map(), hidden=hidden, **coupling) for one in mask_cycle(mask, shape, layers))
+    return Sequential(couplings, cycle=CYCLE)

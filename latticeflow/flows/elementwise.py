@@ -14,14 +14,16 @@ class ElementwiseAffine(Bijection):
     """`x = exp(log_scale) z + shift`, both trainable and 0 at first, `log_det = sum log_scale`.
 
     Fields `(batch, *shape)`. The parameters have the field's shape, or with `shared` none: one scale and shift for all
-    sites, which fits a lattice of any size. Without `shift` the map is odd. Raises ValueError for fields of another
-    shape.
+    sites, which fits a lattice of any size. `shared` may also name the axes of `shape` along which they are the same,
+    and have extent 1: (1, 2) gives each channel of `(C, H, W)` one scale and shift. Without `shift` the map is odd.
+    Raises ValueError for axes that `shape` lacks and for fields of another shape.
     """
 
-    def __init__(self, shape: Sequence[int], *, shared: bool = False, shift: bool = True) -> None:
+    def __init__(self, shape: Sequence[int], *, shared: bool | Sequence[int] = False, shift: bool = True) -> None:
         super().__init__()
         self.shape = check_shape(shape)
-        own = () if shared else self.shape
+        self.shared_axes = _check_axes(shared, len(self.shape))
+        own = () if shared is True else [1 if i in self.shared_axes else size for i, size in enumerate(self.shape)]
         self.log_scale = nn.Parameter(torch.zeros(own))
         self.shift = nn.Parameter(torch.zeros(own)) if shift else None
 
@@ -36,21 +38,24 @@ class ElementwiseAffine(Bijection):
         return z * torch.exp(-self.log_scale), -log_det
 
     def _log_det(self, field: Tensor) -> Tensor:
+        self._check(field)
+        return self.log_scale.expand(self.shape).double().sum().expand(len(field))
+
+    def _check(self, field: Tensor) -> None:
         if field.shape[1:] != self.shape:
             raise ValueError(f"an affine map of shape {list(self.shape)} was given fields of {list(field.shape)}")
-        return self.log_scale.expand(self.shape).double().sum().expand(len(field))
 
 
 class ActNorm(ElementwiseAffine):
     """An elementwise affine map whose first batch, in training mode, sets it to give mean 0 and variance 1.
 
-    With `shared` the moments are over all sites. That batch is taken in the direction in which it comes: `forward`
-    makes x standard, `inverse` makes z standard. Whether it has come is part of the state, so that a layer that was
-    saved and loaded does not start again. Raises ValueError for a first batch of one. Source: arXiv:1807.03039,
-    section 3.1.
+    With `shared` the moments are over all sites too, or over the axes named. That batch is taken in the direction in
+    which it comes: `forward` makes x standard, `inverse` makes z standard. Whether it has come is part of the state, so
+    that a layer that was saved and loaded does not start again. Raises ValueError for a first batch of one. Source:
+    arXiv:1807.03039, section 3.1.
     """
 
-    def __init__(self, shape: Sequence[int], *, shared: bool = False) -> None:
+    def __init__(self, shape: Sequence[int], *, shared: bool | Sequence[int] = False) -> None:
         super().__init__(shape, shared=shared)
         self.register_buffer("initialised", torch.tensor(data=False))
 
@@ -70,10 +75,13 @@ class ActNorm(ElementwiseAffine):
         return self.training and not bool(self.initialised)
 
     def _moments(self, field: Tensor) -> tuple[Tensor, Tensor]:
-        values = field.detach() if self.log_scale.dim() else field.detach().flatten()
-        if len(values) < 2:
+        self._check(field)
+        values, axes = field.detach(), (0, *(1 + axis for axis in self.shared_axes))
+        if values.numel() < 2 * self.log_scale.numel():
             raise ValueError("the first batch of an ActNorm has one configuration, which has no variance")
-        return values.mean(0), values.std(0, unbiased=False).clamp(min=1e-6)
+        mean, deviation = values.mean(axes, keepdim=True), values.std(axes, unbiased=False, keepdim=True)
+        own = self.log_scale.shape
+        return mean.reshape(own), deviation.clamp(min=1e-6).reshape(own)
 
     @torch.no_grad()
     def _set(self, log_scale: Tensor, shift: Tensor) -> None:
@@ -129,3 +137,12 @@ class Softplus(Bijection):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = softplus_inverse(x)
         return z, -softplus(z)[1].flatten(1).sum(1)
+
+
+def _check_axes(shared: bool | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    """Return the axes along which the parameters are the same."""
+    if isinstance(shared, bool):
+        return tuple(range(dimensions)) if shared else ()
+    if any(axis not in range(dimensions) for axis in shared):
+        raise ValueError(f"shared axes {list(shared)} must be from 0 to {dimensions - 1}")
+    return tuple(shared)

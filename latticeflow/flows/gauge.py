@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from latticeflow.flows.bijection import Bijection, Sequential
-from latticeflow.flows.masks import StripeMask, stripe_cycle
+from latticeflow.flows.masks import CYCLE, StripeMask, stripe_cycle
 from latticeflow.flows.networks import Conditioner
 from latticeflow.flows.spline import (
     Spline,
@@ -146,4 +146,4 @@ def frozen_charge(cosine: Tensor, sine: Tensor) -> Tensor:
 def gauge_flow(shape: Shape, *, layers: int, keep_charge: bool = False, **coupling: Any) -> Sequential:
     """Return `layers` plaquette couplings with the stripe masks in turn; 8 layers update every link once."""
     kind = SectorCoupling if keep_charge else PlaquetteCoupling
-    return Sequential(kind(mask, **coupling) for mask in stripe_cycle(shape, layers))
+    return Sequential((kind(mask, **coupling) for mask in stripe_cycle(shape, layers)), cycle=CYCLE)

@@ -35,11 +35,7 @@ class StabilisedSampler(FlowSampler):
         odd: bool = False,
         **couplings: Any,
     ) -> None:
-        flow = Sequential(
-            [
-                *coupling_flow(shape, layers=layers, odd=odd, **couplings).layers,
-                LOFT(tau),
-                ElementwiseAffine(shape, shared=shared, shift=not odd),
-            ]
-        )
+        core = coupling_flow(shape, layers=layers, odd=odd, **couplings)
+        closing = [LOFT(tau), ElementwiseAffine(shape, shared=shared, shift=not odd)]
+        flow = Sequential([*core.layers, *closing], cycle=core.cycle, closing=len(closing))
         super().__init__(StudentT(shape, per_site=not shared) if prior is None else prior, flow)

@@ -77,6 +77,30 @@ def test_affine_refuses_fields_of_another_shape(shared, shape):
             direction(torch.zeros(5, *shape))
 
 
+@pytest.mark.parametrize(
+    ("shared", "own"), [((1, 2), (4, 1, 1)), ((0,), (1, 3, 2)), ([0, 1, 2], (1, 1, 1)), ((), (4, 3, 2))]
+)
+def test_axes_along_which_the_affine_map_is_the_same(shared, own):
+    """Its log-determinant counts every variable."""
+    layer = ElementwiseAffine((4, 3, 2), shared=shared).double()
+    assert layer.log_scale.shape == layer.shift.shape == own
+    with torch.no_grad():
+        layer.log_scale.copy_(batch(1, shape=own, seed=2)[0] / 10)
+        layer.shift.copy_(batch(1, shape=own, seed=3)[0])
+    scale, shift = (weight.expand(4, 3, 2) for weight in (layer.log_scale, layer.shift))
+    fields = batch(5, shape=(4, 3, 2))
+    x, log_det = layer(fields)
+    assert_close(x, fields * scale.exp() + shift)
+    assert_close(log_det, scale.sum().expand(5))
+
+
+@pytest.mark.parametrize("shared", [(2,), (-1,), (0, 3), [0.5]])
+def test_axes_that_the_shape_lacks_are_refused(shared):
+    for layer in (ElementwiseAffine, ActNorm):
+        with pytest.raises(ValueError, match=r"shared axes \[.*\] must be from 0 to 1"):
+            layer(SHAPE, shared=shared)
+
+
 # ---------------------------------------------------------------- act norm
 
 
@@ -152,6 +176,17 @@ def test_a_first_batch_of_one_is_refused_and_sets_nothing(direction):
     getattr(ActNorm(SHAPE, shared=True).double(), direction)(batch(1))
     with pytest.raises(ValueError, match="has no variance"):
         getattr(ActNorm((1,), shared=True), direction)(torch.ones(1, 1))
+
+
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+@pytest.mark.parametrize("shared", [False, True, (1,)])
+def test_a_first_batch_of_another_shape_is_refused_and_sets_nothing(shared, direction):
+    layer = ActNorm(SHAPE, shared=shared)
+    for shape in [(3,), (2, 3), (3, 1), (3, 2, 1)]:
+        with pytest.raises(ValueError, match=r"affine map of shape \[3, 2\] was given fields of \[5, "):
+            getattr(layer, direction)(torch.randn(5, *shape))
+    assert not layer.initialised
+    assert not layer.shift.any()
 
 
 def test_a_site_that_never_varies_stays_finite():

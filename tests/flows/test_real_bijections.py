@@ -11,9 +11,12 @@ from latticeflow.flows import (
     LOFT,
     ActNorm,
     AffineMap,
+    AtLevel,
+    ChannelCoupling,
     Clamp,
     Coupling,
     ElementwiseAffine,
+    InvertibleConvolution,
     MaskedAutoregressive,
     Permutation,
     Reflection,
@@ -22,6 +25,7 @@ from latticeflow.flows import (
     SplineMap,
     autoregressive_flow,
     coupling_flow,
+    glow,
 )
 from latticeflow.flows.autoregressive import MaskedNetwork
 from latticeflow.flows.clamps import CLAMPS
@@ -52,6 +56,12 @@ def randomised(flow, seed, *, strength=0.5):
             for layer in network.layers:
                 layer.weight.div_(strength * layer.mask.sum(1, keepdim=True).clamp(min=1).sqrt())
             network.layers[-1].weight.mul_(2 * strength)
+        for coupling in (module for module in flow.modules() if isinstance(module, ChannelCoupling)):
+            for layer in coupling.network[::2]:
+                layer.weight.div_(strength * math.sqrt(layer.weight[0].numel()))
+            coupling.network[-1].weight.mul_(2 * strength)
+        for convolution in (module for module in flow.modules() if isinstance(module, InvertibleConvolution)):
+            convolution.factors.div_(math.sqrt(convolution.channels))
     return flow.double()
 
 
@@ -93,6 +103,14 @@ AUTOREGRESSIVE = [
 ]
 
 
+GLOW = [
+    ((1, 2, 2), {"levels": 1, "steps": 2}),
+    ((1, 4, 4), {"levels": 2, "steps": 2, "parts": 2, "periodic": True}),
+    ((3, 4, 2), {"levels": 1, "steps": 1, "clamp": Clamp("tanh", negative=0.5)}),
+    ((2, 4, 4), {"levels": 2, "steps": 1}),
+]
+
+
 def stabilised(shape, **options):
     return StabilisedSampler(shape, **{"layers": 4, "hidden": [6], "tau": 1.0, **options}).flow
 
@@ -116,7 +134,7 @@ def registry():
         name = f"{'' if shift else 'odd '}elementwise affine shared={shared}"
         options = {"shared": shared, "shift": shift}
         cases[name] = (2, 3), lambda o=options: randomised(ElementwiseAffine((2, 3), **o), seed=4)
-    for shared in (False, True):
+    for shared in (False, True, (1,)):
         cases[f"act norm shared={shared}"] = (4, 2), lambda s=shared: act_norm((4, 2), shared=s)
     cases["odd reflection"] = (2, 3), Reflection
     cases["odd permutation"] = (2, 3), lambda: Permutation([3, 0, 2, 5, 1, 4])
@@ -139,6 +157,20 @@ def registry():
         name = f"autoregressive {shape} " + " ".join(f"{key}={value}" for key, value in options.items())
         cases[name] = shape, lambda s=shape, o=options: randomised(MaskedAutoregressive(s, **o), seed=10)
     cases["autoregressive flow"] = (2, 3), lambda: randomised(autoregressive_flow((2, 3), hidden=(8,)), seed=11)
+    for shape in [(3,), (1, 2), (4, 2, 2)]:
+        cases[f"odd 1x1 convolution {shape}"] = shape, lambda s=shape: randomised(InvertibleConvolution(s[0]), seed=12)
+    for shape, periodic in itertools.product([(2, 1, 1), (4, 2, 3)], (False, True)):
+        cases[f"channel coupling {shape} periodic={periodic}"] = (
+            shape,
+            lambda s=shape, p=periodic: randomised(ChannelCoupling(s[0], hidden=5, periodic=p), seed=17),
+        )
+    cases["convolution at a level"] = (
+        (1, 4, 4),
+        lambda: AtLevel(randomised(InvertibleConvolution(8), seed=14), (1, 4, 4), level=2),
+    )
+    for shape, options in GLOW:
+        name = f"glow {shape} " + " ".join(f"{key}={value}" for key, value in options.items())
+        cases[name] = shape, lambda s=shape, o=options: randomised(glow(s, hidden=5, **o), seed=15).eval()
     cases["flow of every kind"] = (4, 2), every_kind
     return cases
 
@@ -365,8 +397,13 @@ def test_coupling_flow_takes_the_masks_in_turn():
 
 
 def test_state_dict_holds_weights_alone(case):
-    """The masks are rebuilt from the configuration, so a checkpoint cannot disagree with it."""
+    """The masks are rebuilt from the configuration, so a checkpoint cannot disagree with it.
+
+    Besides weights there is whether an ActNorm has begun, and what a 1x1 convolution drew at its start and keeps.
+    """
     flow, _ = case
     flags = {name for name, _ in flow.named_buffers() if name.endswith("initialised")}
-    assert set(flow.state_dict()) == {name for name, _ in flow.named_parameters()} | flags
+    drawn = {name for name, _ in flow.named_buffers() if name.endswith(("pivots", "signs"))}
+    assert set(flow.state_dict()) == {name for name, _ in flow.named_parameters()} | flags | drawn
     assert bool(flags) == any(isinstance(module, ActNorm) for module in flow.modules())
+    assert bool(drawn) == any(isinstance(module, InvertibleConvolution) for module in flow.modules())
