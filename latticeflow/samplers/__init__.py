@@ -4,6 +4,7 @@ from latticeflow.samplers.base import Sampler
 from latticeflow.samplers.baseline import Baseline, quenched_baseline, tune_quenched
 from latticeflow.samplers.flow import FlowSampler
 from latticeflow.samplers.partition import Partition, from_labels, partition
+from latticeflow.samplers.partwise import GivenDraws, Part, PartwiseSampler
 from latticeflow.samplers.piecewise import PiecewiseSampler, mirrored, standardised
 from latticeflow.samplers.sectors import SectorSampler
 from latticeflow.samplers.stabilised import StabilisedSampler
@@ -11,7 +12,10 @@ from latticeflow.samplers.stabilised import StabilisedSampler
 __all__ = [
     "Baseline",
     "FlowSampler",
+    "GivenDraws",
+    "Part",
     "Partition",
+    "PartwiseSampler",
     "PiecewiseSampler",
     "Sampler",
     "SectorSampler",

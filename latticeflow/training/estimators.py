@@ -14,6 +14,7 @@ float64, tells the loss bound and the ESS. With `signal = log q(x) + S(x)`:
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -73,18 +74,19 @@ def path(sampler: Sampler, action: Action, batch: int, generator: Generator | No
     return (x * gradient).sum() / batch, -(action_value + log_q).detach()
 
 
-def forward_kl(target: Callable[[int, Generator | None], Tensor]) -> Estimator:
-    """Return the maximum-likelihood estimator on fields drawn by `target(n, generator)`."""
+@dataclass(frozen=True)
+class ForwardKL:
+    """The maximum-likelihood estimator on fields drawn by `target(n, generator)`."""
 
-    def estimate(sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
+    target: Callable[[int, Generator | None], Tensor]
+
+    def __call__(self, sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
         parameter = next(sampler.parameters())
-        x = target(batch, generator).to(parameter)
+        x = self.target(batch, generator).to(parameter)
         log_q = sampler.log_prob(x)
         with torch.no_grad():
             log_weight = -action(x).double() - log_q
         return -log_q.mean(), log_weight
-
-    return estimate
 
 
 def make_estimator(
@@ -109,7 +111,7 @@ def make_estimator(
     if name == "forward_kl":
         if target is None:
             raise ValueError("forward_kl needs target, a function that draws fields of the target distribution")
-        return forward_kl(target)
+        return ForwardKL(target)
     if signal_clip is not None:
         return partial(reinforce, signal_clip=signal_clip)
     return _REVERSE[name]

@@ -12,6 +12,7 @@ from torch import Tensor
 from latticeflow.samplers import Sampler
 from latticeflow.streams import stream
 from latticeflow.training.samples import check_samples, held_out_split
+from latticeflow.training.schedule import END_TO_END, Optimizers, Schedule
 from latticeflow.training.trainer import MAX_SKIPPED_IN_A_ROW, TrainingError
 
 CHUNK = 4096
@@ -22,8 +23,9 @@ class LikelihoodSettings:
     """How to fit: `validation` is the fraction of samples that is held out to choose the best weights.
 
     Training ends after `steps`, or after `patience` evaluations, `evaluate_every` steps apart, that found nothing
-    better. `decay` is that of the learning rate, half a cosine down to 0 at `steps` or none. Raises ValueError naming
-    the settings that are out of range.
+    better. `decay` is that of the learning rate, half a cosine down to 0 at `steps` or none. `schedule`,
+    `fine_tuning` and its rate are those of `Schedule`, for a `PartwiseSampler`; nothing ends before all parts have
+    learned. Raises ValueError naming the settings that are out of range.
     """
 
     steps: int = 2000
@@ -36,6 +38,10 @@ class LikelihoodSettings:
     decay: str = "cosine"
     gradient_clip: float | None = None
     seed: int = 0
+    schedule: str = END_TO_END
+    fine_tuning: float = 1 / 3
+    fine_tuning_rate: float | None = None
+    learning_rates: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         counts = {"steps": 0, "batch": 1, "evaluate_every": 1, "patience": 1, "seed": 0}
@@ -45,12 +51,17 @@ class LikelihoodSettings:
         wrong += ["0 <= weight_decay < inf"] if not 0 <= self.weight_decay < math.inf else []
         wrong += ["gradient_clip > 0"] if self.gradient_clip is not None and not self.gradient_clip > 0 else []
         wrong += ["decay 'cosine' or 'none'"] if self.decay not in ("cosine", "none") else []
+        own = self.fine_tuning_rate
+        wrong += ["0 < fine_tuning_rate < inf"] if own is not None and not 0 < own < math.inf else []
+        wrong += (
+            ["0 < learning_rates < inf"] if any(not 0 < rate < math.inf for rate in self.learning_rates or ()) else []
+        )
         if wrong:
             raise ValueError(f"LikelihoodSettings needs {', '.join(wrong)}; got {self}")
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 0."""
-        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay == "cosine" else 1.0
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step, counted from 0, of `steps`."""
+        fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if self.decay == "cosine" else 1.0
         return self.learning_rate * fall
 
 
@@ -108,8 +119,7 @@ class _Fit:
         settings: LikelihoodSettings,
     ) -> None:
         self.sampler, self.settings, self.was_training = sampler, settings, sampler.training
-        self.parameters = list(sampler.parameters())
-        if not self.parameters:
+        if not list(sampler.parameters()):
             raise ValueError("the sampler has no parameters to fit")
         samples = check_samples(sampler, data, weights)
         chosen = held_out_split(len(samples.fields), validation=settings.validation, seed=settings.seed)
@@ -118,9 +128,13 @@ class _Fit:
                 f"validation = {settings.validation:g} splits {len(samples.fields)} samples of positive weight into "
                 f"{len(chosen[0])} to train on and {len(chosen[1])} held out, expected at least 2 of each"
             )
-        device = self.parameters[0].device
+        device = next(sampler.parameters()).device
         self.training, self.held_out = (samples[part.to(device)].normalised() for part in chosen)
-        self.optimizer = torch.optim.Adam(self.parameters, weight_decay=settings.weight_decay)
+        rates = settings.learning_rate, settings.learning_rates
+        self.optimizers = Optimizers(sampler, *rates, weight_decay=settings.weight_decay)
+        parts = len(self.optimizers.parts)
+        turns = settings.schedule, parts, settings.steps, settings.fine_tuning, settings.fine_tuning_rate
+        self.schedule = Schedule(*turns, on_data=True)
         self.records: list[FitRecord] = []
         self.best, self.best_weights = math.inf, self._weights()
         self.started = time.perf_counter()
@@ -130,7 +144,7 @@ class _Fit:
         self._evaluate(0, [])
         losses, skipped_in_a_row, waited = [], 0, 0
         for step in range(1, settings.steps + 1):
-            losses.append(self._take_step(next(batches), settings.rate(step - 1)))
+            losses.append(self._take_step(step - 1, next(batches)))
             skipped_in_a_row = 0 if math.isfinite(losses[-1]) else skipped_in_a_row + 1
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:
                 raise TrainingError(
@@ -138,24 +152,27 @@ class _Fit:
                     f"lower learning_rate ({settings.learning_rate:g}) or set gradient_clip"
                 )
             if step % settings.evaluate_every == 0 or step == settings.steps:
-                waited = 0 if self._evaluate(step, losses) else waited + 1
+                waited = 0 if self._evaluate(step, losses) or step < self.schedule.local_steps else waited + 1
                 losses = []
                 if waited == settings.patience:
                     break
         if self.best == math.inf:
             raise TrainingError("the loss of the held-out samples was never finite")
 
-    def _take_step(self, indices: Tensor, rate: float) -> float:
-        """Return the loss, NaN if the step was skipped."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss = self.training[indices].loss(self.sampler.train())
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.settings.gradient_clip or math.inf)
-        if not bool(torch.isfinite(loss) & torch.isfinite(norm)):
-            return math.nan
-        self.optimizer.step()
+    def _take_step(self, step: int, indices: Tensor) -> float:
+        """Return the loss, of the part that learned last if not of all, NaN if the step was skipped."""
+        learning, sampler = self.schedule.learning(step), self.sampler.train()
+        self.optimizers.zero_grad()
+        groups = [self.optimizers.everything] if learning is None else [(k,) for k in learning]
+        learners = [sampler] if learning is None else map(sampler.on_data, learning)
+        for parts, learner in zip(groups, learners, strict=True):
+            loss = self.training[indices].loss(learner)
+            loss.backward()
+            norm = self.optimizers.clip(parts, self.settings.gradient_clip)
+            if not (bool(torch.isfinite(loss)) and math.isfinite(norm)):
+                return math.nan
+        for parts in groups:
+            self.optimizers.step(parts, self.schedule.rate(self.settings, step))
         return float(loss.detach())
 
     def _evaluate(self, step: int, losses: list[float]) -> bool:
@@ -163,7 +180,7 @@ class _Fit:
         held_out = self._held_out_loss()
         finite = [loss for loss in losses if math.isfinite(loss)]
         mean = math.fsum(finite) / len(finite) if finite else math.nan
-        rate = self.settings.rate(step) if step < self.settings.steps else 0.0
+        rate = self.schedule.rate(self.settings, step) if step < self.settings.steps else 0.0
         seconds = time.perf_counter() - self.started
         self.records.append(FitRecord(step, mean, held_out, rate, seconds, len(losses) - len(finite)))
         better = held_out < self.best

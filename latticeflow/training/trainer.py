@@ -1,11 +1,11 @@
 """The training loop: any estimator, Adam with a schedule, bad steps skipped and counted, best weights kept."""
 
-import copy
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,10 +15,12 @@ from latticeflow.actions import Action
 from latticeflow.samplers import Sampler
 from latticeflow.stats import ess
 from latticeflow.streams import stream
-from latticeflow.training.estimators import Estimator, make_estimator
+from latticeflow.training.estimators import Estimator, ForwardKL, make_estimator
+from latticeflow.training.schedule import END_TO_END, SIMULTANEOUS, Optimizers, Schedule
 
 MAX_SKIPPED_IN_A_ROW = 20
 REFINE_EVERY, LAST_DRAWS = 100, 2048
+Learners = Callable[[torch.Generator], Iterable[Sampler]]
 
 
 class TrainingError(RuntimeError):
@@ -42,6 +44,10 @@ class TrainingSettings:
     gradient_clip: float | None = 1.0
     window: int = 50
     seed: int = 0
+    schedule: str = END_TO_END
+    fine_tuning: float = 1 / 3
+    fine_tuning_rate: float | None = None
+    learning_rates: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         counts = {"batch": 2, "accumulate": 1, "window": 1, "steps": 0, "warmup": 0}
@@ -49,13 +55,15 @@ class TrainingSettings:
         wrong += ["learning_rate > 0"] if not self.learning_rate > 0 else []
         wrong += ["gradient_clip > 0"] if self.gradient_clip is not None and not self.gradient_clip > 0 else []
         wrong += ["decay 'cosine' or 'none'"] if self.decay not in ("cosine", "none") else []
+        wrong += ["fine_tuning_rate > 0"] if self.fine_tuning_rate is not None and not self.fine_tuning_rate > 0 else []
+        wrong += ["learning_rates > 0"] if any(not rate > 0 for rate in self.learning_rates or ()) else []
         if wrong:
             raise ValueError(f"TrainingSettings needs {', '.join(wrong)}; got {self}")
 
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step: linear warm-up, then constant or half a cosine down to 0."""
+    def rate(self, step: int, steps: int) -> float:
+        """Return the learning rate of a step: linear warm-up, then constant or half a cosine, 0 after `steps`."""
         ramp = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
-        fall = 0.5 * (1 + math.cos(math.pi * step / self.steps)) if self.decay == "cosine" else 1.0
+        fall = 0.5 * (1 + math.cos(math.pi * step / steps)) if self.decay == "cosine" else 1.0
         return self.learning_rate * ramp * fall
 
 
@@ -64,7 +72,10 @@ class StepRecord:
     """What one training step did.
 
     `loss = -mean(log w)`, for reverse KL an upper bound of `-log Z`, for forward KL, whose samples are the target's, a
-    lower one; `ess` of the running window; `seconds` since the start.
+    lower one; `ess` of the running window; `seconds` since the start. In a step by parts, `part` is the one that
+    learned, counted from 1, and loss and ESS are those of the sampler that ends with it, for forward KL of the prior
+    with this part and those behind it; of several, it is the one whose sampler is the whole, and `part_ess` has the
+    running ESS of all of them. 0 is end to end.
     """
 
     step: int
@@ -74,11 +85,16 @@ class StepRecord:
     learning_rate: float
     seconds: float
     skipped: bool
+    part: int = 0
+    part_ess: list[float] = field(default_factory=list)
 
 
 @dataclass
 class Trainer:
-    """The state of a training run: everything `state_dict` holds is needed to go on bit for bit."""
+    """The state of a training run: everything `state_dict` holds is needed to go on bit for bit.
+
+    A `PartwiseSampler` trains by the schedule of the settings; any other one end to end.
+    """
 
     sampler: Sampler
     action: Action
@@ -86,10 +102,17 @@ class Trainer:
     settings: TrainingSettings
     step: int = 0
     records: list[StepRecord] = field(default_factory=list)
+    cpu_elsewhere: float = 0.0  # the CPU seconds of other processes in this life
 
     def __post_init__(self) -> None:
-        self.optimizer = torch.optim.Adam(self.sampler.parameters(), betas=self.settings.betas)
-        self.recent: deque[Tensor] = deque(maxlen=self.settings.window)
+        settings, learning = self.settings, isinstance(self.estimator, ForwardKL)
+        rates = settings.learning_rate, settings.learning_rates
+        self.optimizers = Optimizers(self.sampler, *rates, betas=settings.betas)
+        parts = len(self.optimizers.parts)
+        turns = settings.schedule, parts, settings.steps, settings.fine_tuning, settings.fine_tuning_rate
+        self.schedule = Schedule(*turns, on_data=learning)
+        self.whole = 0 if learning else -1  # the place of the part whose objective is that of the whole sampler
+        self.recent: list[deque[Tensor]] = [deque(maxlen=settings.window) for _ in range(parts)]
         self.best_ess, self.best_weights = 0.0, self._weights()
         self.started = time.perf_counter()
 
@@ -125,28 +148,79 @@ class Trainer:
         self.sampler.load_state_dict(self.best_weights)
 
     def _take_step(self) -> StepRecord:
-        settings, rate = self.settings, self.settings.rate(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        generator = stream(settings.seed, "training", self.step, device=self.device)
         if self.step % REFINE_EVERY == 0:
             self._refine()
-        self.optimizer.zero_grad()
-        log_weight = torch.cat([self._accumulate(generator) for _ in range(settings.accumulate)])
-        limit = settings.gradient_clip or math.inf
-        norm = float(torch.nn.utils.clip_grad_norm_(self.sampler.parameters(), limit))
-        skipped = not (math.isfinite(norm) and bool(torch.isfinite(log_weight).all()))
-        if not skipped:
-            self.optimizer.step()
-            self.recent.append(log_weight)
-        running = ess(torch.cat(tuple(self.recent)).cpu().numpy()) if self.recent else 0.0
+        learning = self.schedule.learning(self.step)
+        record = self.learn(learning, partial(self._learners, learning))
+        self.settle(record)
+        return record
+
+    def learn(self, learning: Sequence[int] | None, learners: Learners) -> StepRecord:
+        """Let these parts learn for a step, None for all together; the record is of them alone.
+
+        `learners(generator)` are the samplers that their objectives are computed with, in their order; it is called
+        once for each batch that is accumulated.
+        """
+        settings, rate = self.settings, self.schedule.rate(self.settings, self.step)
+        generator = stream(settings.seed, "training", self.step, device=self.device)
+        self.optimizers.zero_grad()
+        drawn = [self._accumulate(learners(generator), generator) for _ in range(settings.accumulate)]
+        log_weights = [torch.cat(each) for each in zip(*drawn, strict=True)]
+        groups = [self.optimizers.everything] if learning is None else [(k,) for k in learning]
+        norms, taken = zip(*(self._step(*each, rate) for each in zip(groups, log_weights, strict=True)), strict=True)
         self.step += 1
-        if not skipped:
-            self._keep_best(running)
-        if self.step == settings.steps:
+        place = groups[self.whole][self.whole]
+        several = learning is not None and self.schedule.kind == SIMULTANEOUS
+        return StepRecord(
+            step=self.step,
+            loss=-float(log_weights[self.whole].mean()),
+            ess=self.running_ess(place),
+            gradient_norm=norms[self.whole],
+            learning_rate=rate if learning is None else rate * self.optimizers.factors[place],
+            seconds=time.perf_counter() - self.started,
+            skipped=not all(taken),
+            part=0 if learning is None else place + 1,
+            part_ess=[self.running_ess(k) for k in learning] if several else [],
+        )
+
+    def settle(self, record: StepRecord) -> None:
+        """Keep the weights where they are the best, and make the most of those after the last step."""
+        if not record.skipped:
+            self._keep_best()
+        if self.step == self.settings.steps:
             self._refine_best()
-        seconds = time.perf_counter() - self.started
-        return StepRecord(self.step, -float(log_weight.mean()), running, norm, rate, seconds, skipped)
+
+    def _accumulate(self, learners: Iterable[Sampler], generator: torch.Generator) -> list[Tensor]:
+        """Add one batch to the gradients of all that learns; return its log weights, of one part after the other."""
+        return [self._estimate(learner, generator) for learner in learners]
+
+    def _learners(self, learning: tuple[int, ...] | None, generator: torch.Generator) -> Iterable[Sampler]:
+        if learning is None:
+            return [self.sampler]
+        if self.schedule.on_data:
+            return map(self.sampler.on_data, learning)
+        if len(learning) > 1:
+            return self.sampler.chain()
+        return [self.sampler.part(learning[0], self.settings.batch, generator)]
+
+    def _estimate(self, learner: Sampler, generator: torch.Generator) -> Tensor:
+        surrogate, log_weight = self.estimator(learner, self.action, self.settings.batch, generator)
+        (surrogate / self.settings.accumulate).backward()
+        return log_weight
+
+    def _step(self, parts: tuple[int, ...], log_weight: Tensor, rate: float) -> tuple[float, bool]:
+        """Step these parts, unless something is not finite; return the norm of their gradient, and whether."""
+        norm = self.optimizers.clip(parts, self.settings.gradient_clip)
+        finite = math.isfinite(norm) and bool(torch.isfinite(log_weight).all())
+        if finite:
+            self.optimizers.step(parts, rate)
+            self.recent[parts[self.whole]].append(log_weight)
+        return norm, finite
+
+    def running_ess(self, part: int | None = None) -> float:
+        """Return the ESS/N in the window of the sampler of a part, counted from 0; by default of the whole one."""
+        recent = self.recent[self.whole if part is None else part]
+        return ess(torch.cat(tuple(recent)).cpu().numpy()) if recent else 0.0
 
     def _refine(self, **draws: int) -> bool:
         """Let the sampler adapt what gradients do not."""
@@ -164,22 +238,17 @@ class Trainer:
 
     def trial_step(self) -> None:
         """Compute one gradient and throw it away: for timing."""
-        self._accumulate(stream(self.settings.seed, "trial", device=self.device))
-        self.optimizer.zero_grad()
+        self._accumulate([self.sampler], stream(self.settings.seed, "trial", device=self.device))
+        self.optimizers.zero_grad()
 
     @property
     def device(self) -> torch.device:
         return next(self.sampler.parameters()).device
 
-    def _accumulate(self, generator: torch.Generator) -> Tensor:
-        surrogate, log_weight = self.estimator(self.sampler, self.action, self.settings.batch, generator)
-        (surrogate / self.settings.accumulate).backward()
-        return log_weight
-
-    def _keep_best(self, running: float) -> None:
-        last = self.step == self.settings.steps
-        whole = self.step % self.settings.window == 0 and len(self.recent) == self.settings.window
-        if (whole or last) and running >= self.best_ess:
+    def _keep_best(self) -> None:
+        last, window = self.step == self.settings.steps, self.settings.window
+        whole = self.step % window == 0 and len(self.recent[self.whole]) == window
+        if (whole or last) and (running := self.running_ess()) >= self.best_ess:
             self.best_ess, self.best_weights = running, self._weights()
 
     def _stop_if_hopeless(self) -> None:
@@ -194,8 +263,8 @@ class Trainer:
         return {
             "step": self.step,
             "weights": self._weights(),
-            "optimizer": copy.deepcopy(self.optimizer.state_dict()),
-            "recent": list(self.recent),
+            "optimizers": self.optimizers.state_dict(),
+            "recent": [list(recent) for recent in self.recent],
             "best_ess": self.best_ess,
             "best_weights": self.best_weights,
             "records": [asdict(record) for record in self.records],
@@ -205,8 +274,8 @@ class Trainer:
         """Restore what `state_dict` returned."""
         self.step = state["step"]
         self.sampler.load_state_dict(state["weights"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.recent = deque(state["recent"], maxlen=self.settings.window)
+        self.optimizers.load_state_dict(state["optimizers"])
+        self.recent = [deque(recent, maxlen=self.settings.window) for recent in state["recent"]]
         self.best_ess, self.best_weights = state["best_ess"], state["best_weights"]
         self.records = [StepRecord(**record) for record in state["records"]]
         self.started = time.perf_counter() - (self.records[-1].seconds if self.records else 0.0)

@@ -296,7 +296,7 @@ def test_failures_that_are_not_in_a_row_are_survived():
 
 def test_schedule_warms_up_and_falls_as_a_cosine():
     settings = TrainingSettings(steps=1000, learning_rate=2e-3, warmup=100)
-    rates = [settings.rate(step) for step in range(1000)]
+    rates = [settings.rate(step, 1000) for step in range(1000)]
     assert rates[0] == pytest.approx(2e-5)
     assert rates[49] == pytest.approx(1e-3, rel=0.01)
     assert max(rates) == pytest.approx(2e-3, rel=0.03)
@@ -309,7 +309,7 @@ def test_schedule_warms_up_and_falls_as_a_cosine():
 
 def test_schedule_without_decay_or_warm_up():
     constant = TrainingSettings(steps=10, learning_rate=3e-3, warmup=4, decay="none")
-    assert [constant.rate(step) for step in range(6)] == pytest.approx([0.75e-3, 1.5e-3, 2.25e-3, 3e-3, 3e-3, 3e-3])
+    assert [constant.rate(step, 6) for step in range(6)] == pytest.approx([0.75e-3, 1.5e-3, 2.25e-3, 3e-3, 3e-3, 3e-3])
     assert TrainingSettings(steps=10, learning_rate=3e-3, warmup=0).rate(0) == pytest.approx(3e-3)
 
 
