@@ -31,22 +31,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(options: Namespace) -> int:
     # Imported here so that `--help` and usage errors do not wait for torch.
-    from latticeflow.cli.commands import COMMANDS
+    from latticeflow.cli.commands import execute
     from latticeflow.cli.folder import UsageError
     from latticeflow.cli.sampling import SamplingError
     from latticeflow.config import ConfigError
     from latticeflow.storage import StorageError
-    from latticeflow.training import TrainingError
+    from latticeflow.training import LostProcessError, TrainingError
 
     try:
-        COMMANDS[options.command](options)
+        execute(options)
     except ConfigError as error:
         return _fail(error, BAD_CONFIG)
     except UsageError as error:
         return _fail(error, USAGE)
     except StorageError as error:
         return _fail(error, error.exit_code)
-    except (SamplingError, TrainingError) as error:
+    except (LostProcessError, SamplingError, TrainingError) as error:
         return _fail(error, FAILED)
     except OSError as error:
         return _fail(error, IO_ERROR)
@@ -58,8 +58,17 @@ def _guarded(options: Namespace) -> int:
 
 
 def _fail(error: Exception | str, code: int) -> int:
-    print(f"latticeflow: {error}", file=sys.stderr)
+    if _rank() == 0:
+        print(f"latticeflow: {error}", file=sys.stderr)
+    elif code not in (USAGE, BAD_CONFIG):  # which the first process says as well
+        print(f"latticeflow (process {_rank()}, counted from 0): {error}", file=sys.stderr)
     return code
+
+
+def _rank() -> int:
+    """Return the place of this process among those that `torchrun` started."""
+    rank = os.environ.get("RANK", "")
+    return int(rank) if rank.isdecimal() and "WORLD_SIZE" in os.environ else 0
 
 
 def _interrupt(*_: object) -> NoReturn:

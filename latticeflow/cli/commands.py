@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from latticeflow.cli import inspect
+from latticeflow.cli import inspect, processes
 from latticeflow.cli.analysis import analyse
 from latticeflow.cli.compare import comparison, draw_comparison, read_entries
 from latticeflow.cli.figures import draw_figures
@@ -27,6 +27,18 @@ from latticeflow.config.problems import Problem
 from latticeflow.config.samples import check_samples
 from latticeflow.observables import observables
 from latticeflow.storage import default_export_path, export
+
+
+def execute(options: Namespace) -> None:
+    """Run a command, also as one of several processes."""
+    command = COMMANDS[options.command]
+    if processes.processes() == 1:
+        return command(options)
+    if command not in (run, train):
+        raise UsageError(f"{processes.processes()} processes are for `run` and `train`; start {options.command} alone")
+    config = _load(options.config, options.overrides, resume=options.resume)
+    processes.check_shared(config, training=needs_training(config))
+    return processes.together(config, command, options)
 
 
 def run(options: Namespace) -> None:

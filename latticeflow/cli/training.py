@@ -7,13 +7,15 @@ from typing import Any
 from latticeflow.cli import metrics
 from latticeflow.cli.fitting import fit_clusters, fit_records, fitted_sampler
 from latticeflow.cli.folder import TRAINING, RunFolder, UsageError
+from latticeflow.cli.parts import learner
+from latticeflow.cli.processes import processes
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import finishing
 from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
 from latticeflow.samplers import Sampler
 from latticeflow.storage import DataError
-from latticeflow.training import StepRecord, Trainer, TrainingError, hopeless
+from latticeflow.training import StepRecord, Trainer, TrainingError, hopeless, run_pipeline
 
 
 def train(folder: RunFolder) -> Sampler:
@@ -45,14 +47,21 @@ def train(folder: RunFolder) -> Sampler:
             metrics.check_again(folder, taken.get(record.step), asdict(record))
             metrics.append(folder, asdict(record))
             skipped += record.skipped
-            counter.advance(1, f"loss {record.loss:.3f}  ESS {record.ess:.3f}" + f"  skipped {skipped}" * bool(skipped))
+            note = f"{learner(config, record.part)}loss {record.loss:.3f}  ESS {record.ess:.3f}"
+            counter.advance(1, note + f"  skipped {skipped}" * bool(skipped))
+            if record.step < trainer.step:
+                return  # one of several that came from other processes at once
             if trainer.step % config.training.checkpoint_every == 0 or trainer.step == steps or stop.asked:
                 folder.save_checkpoint(TRAINING, trainer.state_dict(), trainer.step)
-                folder.status(TRAINING, trainer.step, steps)
+                elsewhere, trainer.cpu_elsewhere = trainer.cpu_elsewhere, 0.0
+                folder.status(TRAINING, trainer.step, steps, elsewhere=elsewhere)
             stop.here()
 
         try:
-            trainer.run(on_step)
+            if processes() > 1:
+                run_pipeline(trainer, on_step, sync_every=config.training.checkpoint_every)
+            else:
+                trainer.run(on_step)
         except TrainingError as error:
             folder.save_checkpoint(TRAINING, trainer.state_dict(), trainer.step)
             stored = folder.checkpoints(TRAINING)

@@ -1,8 +1,10 @@
 """Training: gradient estimators of the Kullback-Leibler divergences with their loop, and maximum likelihood."""
 
 from latticeflow.training.estimators import ESTIMATORS, make_estimator
+from latticeflow.training.exchange import LostProcessError
 from latticeflow.training.likelihood import FitRecord, LikelihoodSettings, fit
 from latticeflow.training.pieces import Fitted, fit_pieces
+from latticeflow.training.pipeline import run_pipeline
 from latticeflow.training.samples import held_out_split
 from latticeflow.training.trainer import StepRecord, Trainer, TrainingError, TrainingSettings, hopeless, train
 
@@ -11,6 +13,7 @@ __all__ = [
     "FitRecord",
     "Fitted",
     "LikelihoodSettings",
+    "LostProcessError",
     "StepRecord",
     "Trainer",
     "TrainingError",
@@ -20,5 +23,6 @@ __all__ = [
     "held_out_split",
     "hopeless",
     "make_estimator",
+    "run_pipeline",
     "train",
 ]
