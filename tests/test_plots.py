@@ -4,6 +4,7 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib.collections import FillBetweenPolyCollection
+from matplotlib.colors import to_hex
 from matplotlib.image import imread
 from scipy.signal import lfilter
 
@@ -83,6 +84,34 @@ def test_training_curve_of_any_length(draw, n):
     assert lower.get_ylim() == (0, 1)
     assert lower.get_xlabel() == "training step"
     assert all(len(line.get_xdata()) <= plots.MOST_POINTS for axes in figure.axes for line in axes.lines)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_training_curve_by_parts(draw, count):
+    """Each part has its own steps and colour, in both panels, and the whole is black."""
+    step, loss = losses(600)
+    part = np.where(step <= 400, 1 + step % count, 0)
+    figure = training_curve(step, loss + 5 * (part == 1), part / 10 + 0.1, part=part, log_z=LOG_Z)
+    names = [*(f"part {k}" for k in range(1, count + 1)), "end to end"]
+    entries = draw(figure)
+    assert entries[0].startswith("each step, lines: running median")
+    assert entries[1:] == [r"bound $-\log Z$", *names]
+    upper, lower = figure.axes
+    assert [line.get_label() for line in lower.lines] == names
+    for k, line in zip([*range(1, count + 1), 0], lower.lines, strict=True):
+        np.testing.assert_array_equal(line.get_xdata(), step[part == k])
+        np.testing.assert_array_equal(line.get_ydata(), np.full(np.sum(part == k), k / 10 + 0.1))
+    colors = [to_hex(line.get_color()) for line in lower.lines]
+    assert len({*colors}) == count + 1
+    assert [to_hex(line.get_color()) for line in upper.lines[1 : count + 2]] == colors
+    assert colors[-1] == "#000000"
+
+
+def test_training_curve_by_one_part_alone_or_useless_losses(draw):
+    draw(training_curve([1, 2, 3], [1.0, 2.0, 3.0], [0.1, 0.2, 0.3], part=[1, 1, 2]))
+    draw(training_curve([1, 2, 3], [np.inf, np.nan, 3.0], [0.0, 0.0, 0.3], part=[1, 1, 0]))
+    with pytest.raises(ValueError, match=r"part must be \(3,\)"):
+        training_curve([1, 2, 3], [1.0, 2.0, 3.0], [0.1, 0.2, 0.3], part=[1, 1])
 
 
 def test_training_curve_shows_the_bulk_and_counts_the_rest(draw):

@@ -6,6 +6,7 @@ from numpy.typing import NDArray
 from latticeflow.cli.exact import exact_charges, exact_values
 from latticeflow.cli.folder import RunFolder, UsageError
 from latticeflow.cli.kernels import kernel_reports, kernel_warnings
+from latticeflow.cli.parts import stored_parts
 from latticeflow.cli.pieces import stored_pieces
 from latticeflow.cli.results import Report, Results, write_report
 from latticeflow.cli.sectors import (
@@ -73,6 +74,7 @@ def analyse(folder: RunFolder, *, skip_damaged: bool = False) -> Report:
             seed=config.run.seed,
             warnings=[],
             pieces=stored_pieces(ensemble),
+            parts=stored_parts(config, ensemble),
         )
         report.warnings.extend(_warnings(report, ensemble))
         write_report(ensemble, report, found | functions)

@@ -7,6 +7,7 @@ from latticeflow import plots
 from latticeflow.cli.analysis import measured
 from latticeflow.cli.exact import exact_charges, exact_values
 from latticeflow.cli.folder import TRAINING, RunFolder
+from latticeflow.cli.parts import COLUMN as PART
 from latticeflow.cli.pieces import NAME as PIECES
 from latticeflow.cli.training import trained_sampler
 from latticeflow.config.building import build_bare_action
@@ -28,7 +29,8 @@ def draw_figures(folder: RunFolder, *, skip_damaged: bool = False) -> list[str]:
             drawn["training"] = plots.fit_curves(training["piece"], training["step"], training["held_out"])
             drawn |= _pieces(folder, ensemble)
         elif training:
-            drawn["training"] = plots.training_curve(training["step"], training["loss"], training["ess"], log_z=log_z)
+            columns = (training[name] for name in ("step", "loss", "ess"))
+            drawn["training"] = plots.training_curve(*columns, part=training.get(PART), log_z=log_z)
         if "log_weight" in ensemble.proposal_names:
             drawn["weights"] = _weights(ensemble.proposals("log_weight").ravel(), _baseline(ensemble))
         results = {

@@ -16,9 +16,11 @@ from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_bare_action, build_kernel, build_sampler, build_trainer
 from latticeflow.config.clusters import build_piece
 from latticeflow.config.samples import source_of, training_fields
+from latticeflow.config.schema import TrainingSettings
 from latticeflow.samplers import PiecewiseSampler
 from latticeflow.storage import DataError
 from latticeflow.streams import stream
+from latticeflow.training.schedule import END_TO_END
 
 
 def describe(config: Config) -> str:
@@ -44,7 +46,9 @@ def describe(config: Config) -> str:
         seconds += step * settings.steps * pieces / (settings.processes or 1)
         lines.append(
             f"training        {settings.estimator}, {most}{settings.steps} steps of {settings.batch}, "
-            f"{step:.3g} s each on this machine" + f", for each piece; the times below are for {pieces} pieces" * fitted
+            f"{step:.3g} s each on this machine{_by_parts(settings)}"
+            + f", for each piece; the times below are for {pieces} pieces"
+            * fitted
         )
     kernel = build_kernel(config, sampler)
     state = start(config, kernel)
@@ -83,6 +87,12 @@ def _proposal(config: Config) -> str:
     layers = f" of {flow.blocks} blocks" if hasattr(flow, "blocks") else layers
     pieces = f"pieces {settings.pieces}, " if settings.kind == "piecewise" else ""
     return f"{pieces}prior {settings.prior.kind}, flow {kind}{layers}"
+
+
+def _by_parts(settings: TrainingSettings) -> str:
+    if settings.parts is None or settings.schedule == END_TO_END:
+        return ""
+    return f" end to end; parts {list(settings.parts)}, {settings.schedule}, fine tuning {settings.fine_tuning:.3g}"
 
 
 def machine() -> str:

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from latticeflow.cli.parts import part_lines
 from latticeflow.cli.pieces import piece_lines, silhouette_line
 from latticeflow.cli.results import Report
 from latticeflow.cli.sectors import Fraction, SectorReport
@@ -103,6 +104,8 @@ def _summary(report: Report) -> list[str]:
         lines.append(_sector_line(report.sectors))
     if report.pieces is not None:
         lines += [silhouette_line(report.pieces), *(f"  {line}" for line in aligned(piece_lines(report.pieces)))]
+    if report.parts is not None:
+        lines += [f"parts: {report.parts.schedule}", *(f"  {line}" for line in aligned(part_lines(report.parts)))]
     spent = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in report.cpu_seconds.items() if seconds >= 0.5)
     return [*lines, f"seed {report.seed}" + (f"; CPU seconds: {spent}" if spent else "")]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from latticeflow.cli.kernels import KernelReport
+from latticeflow.cli.parts import PartsReport
 from latticeflow.cli.pieces import PieceReport
 from latticeflow.cli.sectors import Fraction, SectorReport
 from latticeflow.cli.weighing import ForwardReport, WeightReport
@@ -38,6 +39,7 @@ class Report:
     seed: int
     warnings: list[str]
     pieces: PieceReport | None = None
+    parts: PartsReport | None = None
 
 
 def write_report(ensemble: Ensemble, report: Report, found: dict[str, Results]) -> None:

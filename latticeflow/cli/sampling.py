@@ -8,6 +8,8 @@ from torch import Generator, Tensor
 
 from latticeflow.cli.fitting import piece_columns
 from latticeflow.cli.folder import CHAIN, RunFolder
+from latticeflow.cli.parts import COLUMN as PART
+from latticeflow.cli.parts import part_columns
 from latticeflow.cli.pieces import NAME as PIECES
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import Stop, finishing
@@ -24,7 +26,7 @@ from latticeflow.streams import stream
 
 MAX_BAD_FRACTION, FEW = 0.01, 1000
 MAX_BAD_WHILE_TUNED, WHILE_TUNED = 0.05, 4
-TRAINED = ("piece", "step", "loss", "ess", "held_out", "seconds", "skipped")
+TRAINED = ("piece", PART, "step", "loss", "ess", "held_out", "seconds", "skipped")
 NUMPY = {torch.bool: np.bool_, torch.float64: np.float64}
 
 Rows = dict[str, dict[str, np.ndarray]]
@@ -222,8 +224,10 @@ def _check_again(folder: RunFolder, ensemble: Ensemble, rows: Rows, done: int) -
 def _write_training(folder: RunFolder, ensemble: Ensemble) -> None:
     records = training_records(folder)
     if records:
-        names = [name for name in TRAINED if name in records[0]]
-        ensemble.write_training({name: np.array([record[name] for record in records]) for name in names})
+        cut = folder.config.training.parts is not None
+        names = [name for name in TRAINED if name in records[0] and (cut or name != PART)]
+        columns = {name: np.array([record[name] for record in records]) for name in names}
+        ensemble.write_training(columns | part_columns(records))
     if records and folder.config.clustered:
         ensemble.write_analysis(PIECES, {}, piece_columns(folder))
 

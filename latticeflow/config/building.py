@@ -48,7 +48,7 @@ from latticeflow.flows import (
 )
 from latticeflow.mcmc import HMC, Composite, FlowHMC, IndependenceMetropolis, Kernel, SamplerDraws, Winding
 from latticeflow.priors import FreeField, HaarUniform, Normal, Prior, QuenchedSectors, QuenchedU1, StudentT
-from latticeflow.samplers import FlowSampler, Sampler, SectorSampler, StabilisedSampler, mirrored
+from latticeflow.samplers import FlowSampler, PartwiseSampler, Sampler, SectorSampler, StabilisedSampler, mirrored
 from latticeflow.training import Trainer, TrainingSettings, make_estimator
 
 
@@ -145,6 +145,8 @@ def build_sampler(config: Config) -> Sampler:
                 sampler = mirrored(FlowSampler(prior, Sequential([build_flow(config), _vacuum(config)])))
             case _:
                 sampler = FlowSampler(prior, build_flow(config))
+    if config.training is not None and config.training.parts is not None:
+        sampler = PartwiseSampler(sampler.prior, sampler.flow, config.training.parts)
     return sampler.to(config.run.device, dtype)
 
 
@@ -174,7 +176,7 @@ def build_trainer(config: Config, sampler: Sampler) -> Trainer:
     target = random_choice(training_fields(config, build_bare_action(config))) if learning else None
     estimator = make_estimator(settings.estimator, signal_clip=settings.signal_clip, target=target)
     names = TrainingSettings.__dataclass_fields__.keys() - {"seed"}
-    chosen = TrainingSettings(seed=config.run.seed, **settings.model_dump(include=names))
+    chosen = TrainingSettings(seed=config.run.seed, **settings.given(names))
     return Trainer(sampler, build_action(config, training=True), estimator, chosen)
 
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 from latticeflow.config.families import DENSITIES, DRAWABLE, GAUGE_THEORIES, PLANAR_DENSITIES, PRIORS
+from latticeflow.config.part_checks import PART_CHECKS
 from latticeflow.config.piece_checks import PIECE_CHECKS
 from latticeflow.config.problems import Problem, alternatives, written
 from latticeflow.flows.masks import check_tiles
@@ -293,4 +294,5 @@ CHECKS = (
     training_holonomies,
     baseline_theory,
     *PIECE_CHECKS,
+    *PART_CHECKS,
 )

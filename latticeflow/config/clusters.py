@@ -69,7 +69,7 @@ def build_pieces(config: Config, states: Sequence[dict[str, Tensor]], sizes: Seq
 def fit_settings(config: Config) -> LikelihoodSettings:
     """Return how the pieces are fitted."""
     names = LikelihoodSettings.__dataclass_fields__.keys() & type(config.training).model_fields.keys()
-    return LikelihoodSettings(seed=config.run.seed, **config.training.model_dump(include=names))
+    return LikelihoodSettings(seed=config.run.seed, **config.training.given(names))
 
 
 def _clusterer(config: Config, seed: int) -> Clusterer:

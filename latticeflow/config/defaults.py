@@ -11,6 +11,8 @@ CLUSTERS = {"clusterer": "kmeans", "smallest_cluster": 100}
 SEARCH, DBSCAN = {"most_clusters": 20}, {"noise": "refuse"}
 FITS = {"validation": 0.2, "patience": 10, "evaluate_every": 50, "processes": 1}
 """Pieces that are clusters: how they are cut, and how their flows are fitted."""
+PARTS = {"schedule": "alternate", "fine_tuning": 1 / 3}
+"""Flows that are trained by parts."""
 
 
 def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -18,7 +20,7 @@ def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
 
     A gauge theory gets the quenched prior and a baseline, any other the normal prior; both get the identity as flow. A
     stabilised sampler gets the student-t prior, and couplings of a density dense conditioners and random masks. Pieces
-    that are clusters get the settings of clustering and fits.
+    that are clusters get the settings of clustering and fits, a training by parts its schedule.
     """
     theory = _theory(data.get("action"))
     gauge, couplings = theory in GAUGE_THEORIES, UNORDERED if theory in DENSITIES else {}
@@ -34,7 +36,7 @@ def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
             filled["sampler"]["flow"] = {**couplings, **chosen}
     if gauge and data.get("baseline") is None:
         filled["baseline"] = {}
-    return _with_clusters(filled)
+    return _with_parts(_with_clusters(filled))
 
 
 def _with_clusters(filled: dict[str, Any]) -> dict[str, Any]:
@@ -46,6 +48,13 @@ def _with_clusters(filled: dict[str, Any]) -> dict[str, Any]:
     filled["sampler"] = {**CLUSTERS, **own, **sampler}
     if isinstance(training, dict):
         filled["training"] = {**FITS, **training}
+    return filled
+
+
+def _with_parts(filled: dict[str, Any]) -> dict[str, Any]:
+    training = filled.get("training")
+    if isinstance(training, dict) and training.get("parts") is not None:
+        filled["training"] = {**PARTS, **training}
     return filled
 
 

@@ -1,10 +1,10 @@
 """Checks between keys of samplers in pieces, as in `latticeflow.config.checks`."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from latticeflow.config.families import DENSITIES, GAUGE_THEORIES
-from latticeflow.config.problems import Problem, alternatives, written
+from latticeflow.config.problems import Problem, alternatives, refused, written
 
 PIECES = {"charge": GAUGE_THEORIES, "sign": ("scalar",), "clusters": ("scalar", *DENSITIES)}
 OF_CLUSTERS = ("clusters", "most_clusters", "smallest_cluster", "clusterer", "neighbourhood", "noise")
@@ -82,7 +82,7 @@ def cluster_keys(values: Values) -> list[Problem]:
     if pieces == "clusters":
         return []
     expected = f'no such key with sampler.pieces = {written(pieces)} (only "clusters" is cut by clustering)'
-    return list(_refused(values, "sampler", OF_CLUSTERS, expected))
+    return list(refused(values, "sampler", OF_CLUSTERS, expected))
 
 
 def clusterer_keys(values: Values) -> list[Problem]:
@@ -91,14 +91,14 @@ def clusterer_keys(values: Values) -> list[Problem]:
         return []
     clusterer, clusters = values["sampler.clusterer"], values["sampler.clusters"]
     name, problems = written(clusterer), []
-    refused = ("neighbourhood", "noise") if clusterer != "dbscan" else ("clusters", "most_clusters")
-    problems += _refused(values, "sampler", refused, f"no such key with sampler.clusterer = {name}")
+    others = ("neighbourhood", "noise") if clusterer != "dbscan" else ("clusters", "most_clusters")
+    problems += refused(values, "sampler", others, f"no such key with sampler.clusterer = {name}")
     if clusterer == "gaussian_mixture" and clusters is None:
         problems.append(Problem("sampler.clusters", f"integer >= 1 for sampler.clusterer = {name}", "nothing"))
     if clusterer == "dbscan" and values["sampler.neighbourhood"] is None:
         problems.append(Problem("sampler.neighbourhood", f"number > 0 for sampler.clusterer = {name}", "nothing"))
     if clusterer != "dbscan" and clusters is not None:
-        problems += _refused(values, "sampler", ("most_clusters",), "nothing where sampler.clusters is given")
+        problems += refused(values, "sampler", ("most_clusters",), "nothing where sampler.clusters is given")
     return problems
 
 
@@ -124,14 +124,14 @@ def step_keys(values: Values) -> list[Problem]:
         return []
     expected = 'no such key for sampler.pieces = "clusters" (flows are fitted to samples)'
     given = [key for key, default in OF_STEPS.items() if written(values[f"training.{key}"]) != written(default)]
-    return list(_refused(values, "training", (*given, "start_from"), expected))
+    return list(refused(values, "training", (*given, "start_from"), expected))
 
 
 def fit_keys(values: Values) -> list[Problem]:
     """Only the pieces of clusters are fitted with held-out samples."""
     if values.get("sampler.pieces") == "clusters":
         return []
-    return list(_refused(values, "training", OF_FITS, 'no such key but for sampler.pieces = "clusters"'))
+    return list(refused(values, "training", OF_FITS, 'no such key but for sampler.pieces = "clusters"'))
 
 
 def enough_draws(values: Values) -> list[Problem]:
@@ -143,11 +143,6 @@ def enough_draws(values: Values) -> list[Problem]:
         return []
     expected = f"at least {clusters * smallest} ({clusters} x sampler.smallest_cluster = {smallest})"
     return [Problem("training.draws", expected, written(values["training.draws"]))]
-
-
-def _refused(values: Values, section: str, keys: tuple[str, ...], expected: str) -> Iterator[Problem]:
-    found = {f"{section}.{key}": values.get(f"{section}.{key}") for key in keys}
-    yield from (Problem(path, expected, written(value)) for path, value in found.items() if value is not None)
 
 
 PIECE_CHECKS = (

@@ -3,8 +3,8 @@
 import json
 import math
 import re
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 WIDTH = 80
 
@@ -55,6 +55,12 @@ def alternatives(options: Sequence[object]) -> str:
     """Return `"a", "b" or "c"`."""
     *others, last = map(written, options)
     return f"{', '.join(others)} or {last}" if others else last
+
+
+def refused(values: Mapping[str, Any], section: str, keys: Sequence[str], expected: str) -> Iterator[Problem]:
+    """Yield a problem for each of these keys of a section that is given."""
+    found = {f"{section}.{key}": values.get(f"{section}.{key}") for key in keys}
+    yield from (Problem(path, expected, written(value)) for path, value in found.items() if value is not None)
 
 
 def _literal(value: object) -> str:

@@ -4,6 +4,7 @@ The descriptions are the reference (`latticeflow.config.reference`); each states
 accepted where a number is expected; NaN and infinity nowhere.
 """
 
+from collections.abc import Set
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
@@ -11,6 +12,7 @@ from pydantic import Field, Strict, model_validator
 from latticeflow.config.checks import cross_problems
 from latticeflow.config.defaults import with_theory_defaults
 from latticeflow.config.keys import differing_paths, known_values
+from latticeflow.config.part_checks import OF_PARTS
 from latticeflow.config.problems import ConfigError, dotted
 from latticeflow.config.samplers import FlowSamplerSettings, PiecewiseSamplerSettings, StabilisedSamplerSettings
 from latticeflow.config.text import write_toml
@@ -18,6 +20,7 @@ from latticeflow.config.theories import Density, LatticeTheory
 from latticeflow.config.types import (
     Beta,
     Count,
+    Counts,
     Decay,
     Extent,
     Fraction,
@@ -25,8 +28,11 @@ from latticeflow.config.types import (
     Natural,
     NonNegative,
     Positive,
+    Rate,
+    Rates,
     Settings,
     Several,
+    Share,
     SmoothSector,
 )
 from latticeflow.config.words import LARGEST_INTEGER
@@ -65,7 +71,7 @@ class TrainingSettings(Settings):
     steps: Natural = Field(1000, description="optimiser steps")
     batch: Several = Field(128, description="configurations per batch")
     accumulate: Count = Field(1, description="batches whose gradients are averaged for one step")
-    learning_rate: Annotated[float, Field(gt=0, le=10)] = Field(1e-3, description="largest learning rate of Adam")
+    learning_rate: Rate = Field(1e-3, description="largest learning rate of Adam")
     betas: Annotated[tuple[Decay, Decay], Strict(False)] = Field(
         (0.9, 0.99), description="Adam's decay rates of the first and second moment"
     )
@@ -107,6 +113,30 @@ class TrainingSettings(Settings):
     processes: Annotated[int, Field(ge=1, le=4096)] | None = Field(
         None, description='processes that share the fits, with the same result (absent: 1); "clusters" only'
     )
+    parts: Counts | None = Field(
+        None,
+        description="layers of the parts that the flow is trained by, the first next to the prior (absent: as a whole)",
+    )
+    schedule: Literal["end_to_end", "sequential", "alternate", "simultaneous"] | None = Field(
+        None,
+        description="order in which parts learn: all as one, each to its end, in turn step by step, or each in every "
+        'step (absent: "alternate"); with parts only',
+    )
+    fine_tuning: Share | None = Field(
+        None, description="fraction of the steps, at the end, that are end to end (absent: 1/3); with parts only"
+    )
+    fine_tuning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None,
+        description="largest learning rate of those steps, which then have a warm-up and decay of their own (absent: "
+        "those of all steps go on); with parts only",
+    )
+    learning_rates: Rates | None = Field(
+        None, description="largest learning rate of each part (absent: learning_rate for all); with parts only"
+    )
+
+    def given(self, names: Set[str]) -> dict[str, Any]:
+        """Return the values of these keys, without those of training by parts where there are no parts."""
+        return self.model_dump(include={*names} if self.parts else {*names} - {*OF_PARTS})
 
 
 class HMCSettings(Settings):

@@ -32,7 +32,10 @@ Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, le=LARGEST_BETA)]
 Fraction = Annotated[float, Field(gt=0, lt=1)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Rate = Annotated[float, Field(gt=0, le=10)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Counts = Annotated[tuple[Count, ...], Field(min_length=1), Strict(False)]
+Rates = Annotated[tuple[Rate, ...], Field(min_length=1), Strict(False)]
 SmoothSector = Annotated[
     tuple[Annotated[tuple[NonNegative, NonNegative], Strict(False)], ...], Strict(False), AfterValidator(normalised)
 ]

@@ -1,9 +1,11 @@
 """Training, weights, autocorrelation, charge and comparison of runs."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from itertools import cycle
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -15,21 +17,42 @@ from latticeflow.stats import GammaResult
 from latticeflow.stats.series import check_values
 
 COLUMNS = 3
+SHADES = (0.2, 0.8)
+"""The ends of the colour map that the parts of a flow take."""
 
 
-def training_curve(step: ArrayLike, loss: ArrayLike, ess: ArrayLike, *, log_z: float | None = None) -> Figure:
+class Learner(NamedTuple):
+    """Who learned: its name, its steps `(steps,)`, and how its lines look."""
+
+    label: str
+    own: NDArray[np.bool_]
+    look: dict[str, Any]
+
+
+def training_curve(
+    step: ArrayLike, loss: ArrayLike, ess: ArrayLike, *, part: ArrayLike | None = None, log_z: float | None = None
+) -> Figure:
     """Draw the loss `-<log w> >= -log Z` of every step with its running median, and the running ESS/N below it.
 
     All three are `(steps,)`; `log_z` adds the bound. The median is over a fiftieth of the steps. The axis spans the
-    bulk of the losses, and the legend counts those outside it or not finite. Raises ValueError for other shapes.
+    bulk of the losses, and the legend counts those outside it or not finite. `part`, `(steps,)`, is the part of the
+    flow that learned, counted from 1, or 0 for all end to end: each has lines of its own, medians over its own
+    steps. Raises ValueError for other shapes.
     """
     steps, losses, sizes = (np.asarray(column, dtype=np.float64) for column in (step, loss, ess))
+    parts = None if part is None else np.asarray(part)
     if steps.ndim != 1 or steps.size == 0 or not steps.shape == losses.shape == sizes.shape:
         raise ValueError(f"step, loss and ess must be (steps,), found {steps.shape}, {losses.shape}, {sizes.shape}")
+    if parts is not None and parts.shape != steps.shape:
+        raise ValueError(f"part must be {steps.shape} as step, found {parts.shape}")
+    learners = (
+        [Learner("", np.full(steps.shape, fill_value=True), STYLE["line"])] if parts is None else _learners(parts)
+    )
     figure = Figure(figsize=(WIDTH, 4.4), **STYLE["figure"])
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1))
-    _draw_loss(upper, steps, losses, bound=[] if log_z is None else [-log_z])
-    draw_line(lower, steps, sizes, clip_on=False, **STYLE["line"])
+    _draw_loss(upper, steps, losses, learners, bound=[] if log_z is None else [-log_z])
+    for label, own, look in learners:
+        draw_line(lower, steps[own], sizes[own], label=label or None, clip_on=False, **look)
     lower.set(xlabel="training step", ylabel=r"running ESS$/N$", ylim=(0, 1))
     lower.xaxis.set_major_locator(MaxNLocator(nbins=8, **STYLE["integers"]))
     return finish(figure, columns=3)
@@ -163,14 +186,31 @@ def _draw_rates(axes: Axes, places: Array, rates: Mapping[str, Sequence[float]])
         axes.set_xscale("log")
 
 
-def _draw_loss(axes: Axes, steps: Array, losses: Array, *, bound: list[float]) -> None:
+def _learners(parts: NDArray[np.integer]) -> list[Learner]:
+    """Return those that learned, the parts first, from dark to light, and the whole in black."""
+    numbers = np.unique(parts[parts > 0]).tolist()
+    colors = colormaps["viridis"](np.linspace(*SHADES, len(numbers)))
+    styles = cycle(curve["linestyle"] for curve in CURVES)
+    found = [
+        Learner(f"part {k}", parts == k, {**STYLE["line"], "color": color, "linestyle": style})
+        for k, color, style in zip(numbers, colors, styles, strict=False)
+    ]
+    return found + [Learner("end to end", parts == 0, STYLE["line"])] * bool(np.any(parts == 0))
+
+
+def _draw_loss(axes: Axes, steps: Array, losses: Array, learners: Sequence[Learner], *, bound: list[float]) -> None:
     finite = np.isfinite(losses)
     low, high = axis_range(losses[finite], *bound)
     outside = losses.size - int(np.sum((losses >= low) & (losses <= high)))
     note = f" ({outside} of {losses.size} outside)" if outside else ""
     every = thinned(losses)
-    axes.plot(steps[every], np.where(finite, losses, np.nan)[every], label="each step" + note, **STYLE["cloud"])
-    draw_line(axes, *_running_median(steps[finite], losses[finite]), label="running median", **STYLE["line"])
+    single = len(learners) == 1 and not learners[0].label
+    name = "each step" if single else "each step, lines: running median"
+    axes.plot(steps[every], np.where(finite, losses, np.nan)[every], label=name + note, **STYLE["cloud"])
+    for _, own, look in learners:
+        shown = own & finite
+        median = _running_median(steps[shown], losses[shown])
+        draw_line(axes, *median, label="running median" if single else None, **look)
     for level in bound:
         axes.axhline(level, linestyle="--", label=r"bound $-\log Z$", **STYLE["thin"])
     axes.set(ylabel=r"loss $-\langle\log w\rangle$", ylim=(low, high))

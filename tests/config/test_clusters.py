@@ -331,7 +331,8 @@ def test_fits_are_configured():
     overrides = [f"training.{key}={value}" for key, value in keys.items()]
     overrides += ["training.decay=none", "training.gradient_clip=4.0", "run.seed=9"]
     settings = fit_settings(parse_config(MOONS, overrides))
-    assert vars(settings) == {**keys, "decay": "none", "gradient_clip": 4.0, "seed": 9, "weight_decay": 0.0}
+    whole = {"schedule": "end_to_end", "fine_tuning": 1 / 3, "fine_tuning_rate": None, "learning_rates": None}
+    assert vars(settings) == {**keys, **whole, "decay": "none", "gradient_clip": 4.0, "seed": 9, "weight_decay": 0.0}
 
 
 def test_chains_by_hmc_start_from_the_prior():

@@ -69,6 +69,11 @@ def test_defaults_of_training_and_flow():
         "patience": None,
         "evaluate_every": None,
         "processes": None,
+        "parts": None,
+        "schedule": None,
+        "fine_tuning": None,
+        "fine_tuning_rate": None,
+        "learning_rates": None,
     }
 
 

@@ -1,0 +1,100 @@
+"""Checks between keys of flows that are trained by parts, as in `latticeflow.config.checks`."""
+
+from collections.abc import Mapping
+from itertools import accumulate
+from typing import Any, NamedTuple
+
+from latticeflow.config.problems import Problem, refused, written
+from latticeflow.flows.coupling import CYCLE as COUPLING_CYCLE
+from latticeflow.flows.gauge import CYCLE as GAUGE_CYCLE
+from latticeflow.training.schedule import END_TO_END
+
+OF_PARTS = ("schedule", "fine_tuning", "fine_tuning_rate", "learning_rates")
+"""What only training by parts has."""
+MOST_PLACES = 6
+
+Values = Mapping[str, Any]
+
+
+class Layers(NamedTuple):
+    """The key that has a flow's number of layers, and the layers after which every variable has moved."""
+
+    path: str
+    cycle: int
+
+
+LAYERS = {
+    "gauge": Layers("sampler.flow.layers", GAUGE_CYCLE),
+    "coupling": Layers("sampler.flow.layers", COUPLING_CYCLE),
+    "autoregressive": Layers("sampler.flow.blocks", 1),
+    "stabilised": Layers("sampler.layers", COUPLING_CYCLE),
+}
+"""By the kind of the flow, or of the sampler that is one."""
+
+
+def part_keys(values: Values) -> list[Problem]:
+    """A flow that is not cut has no parts to take turns."""
+    if values["training.parts"] is not None:
+        return []
+    return list(refused(values, "training", OF_PARTS, "no such key without training.parts"))
+
+
+def parts_sampler(values: Values) -> list[Problem]:
+    """One flow with layers is cut."""
+    parts, kind = values["training.parts"], values["sampler.kind"]
+    if parts is None:
+        return []
+    if kind == "piecewise":
+        expected = f'no such key for sampler.kind = {written(kind)} (only the flow of "flow" or "stabilised" is cut)'
+        return [Problem("training.parts", expected, written(parts))]
+    if kind == "flow" and values["sampler.flow.kind"] == "identity":
+        expected = 'no such key for sampler.flow.kind = "identity" (there are no layers to cut)'
+        return [Problem("training.parts", expected, written(parts))]
+    return []
+
+
+def parts_layers(values: Values) -> list[Problem]:
+    """The parts are the whole flow, cut where every variable has moved equally often."""
+    parts, kind = values["training.parts"], values["sampler.kind"]
+    name = values["sampler.flow.kind"] if kind == "flow" else kind
+    if parts is None or name not in LAYERS:
+        return []
+    path, cycle = LAYERS[name]
+    layers, noun = values[path], path.rpartition(".")[2]
+    *cuts, total = accumulate(parts)
+    if total != layers:
+        expected = f"integers that add up to {path} = {layers}"
+        return [Problem("training.parts", expected, f"{written(parts)}, which add up to {total}")]
+    if all(cut % cycle == 0 for cut in cuts):
+        return []
+    expected = f"cuts after multiples of {cycle} {noun}, when every variable has moved"
+    found = f"{written(parts)}, cut after {written(cuts)}"
+    return [Problem("training.parts", expected, found, _places(range(cycle, layers, cycle), noun))]
+
+
+def parts_in_turn(values: Values) -> list[Problem]:
+    """A single part is the whole flow."""
+    parts, schedule = values["training.parts"], values["training.schedule"]
+    if parts is None or len(parts) > 1 or schedule == END_TO_END:
+        return []
+    expected = f"{written(END_TO_END)} for a single part, training.parts = {written(parts)}"
+    return [Problem("training.schedule", expected, written(schedule))]
+
+
+def part_rates(values: Values) -> list[Problem]:
+    """Each part has one learning rate."""
+    parts, rates = values["training.parts"], values["training.learning_rates"]
+    if parts is None or rates is None or len(rates) == len(parts):
+        return []
+    expected = f"{len(parts)} numbers, one for each of training.parts = {written(parts)}"
+    return [Problem("training.learning_rates", expected, written(rates))]
+
+
+def _places(cuts: range, noun: str) -> str:
+    if not cuts:
+        return "there is no place for a cut"
+    shown = [*cuts] if len(cuts) <= MOST_PLACES else [*cuts[: MOST_PLACES // 2], "...", cuts[-1]]
+    return f"cuts may come after {', '.join(map(str, shown))} {noun}"
+
+
+PART_CHECKS = (part_keys, parts_sampler, parts_layers, parts_in_turn, part_rates)
