@@ -322,8 +322,8 @@ def fill_after(when, free):
     """Fill the disk when a stage has got so far; every step before that finds space."""
     status = RunFolder.status
 
-    def filling(folder, stage, done, total):
-        status(folder, stage, done, total)
+    def filling(folder, stage, done, total, **more):
+        status(folder, stage, done, total, **more)
         if [stage, done] == when:
             fill(free)
 
