@@ -125,7 +125,7 @@ class TrainingSettings(Settings):
     fine_tuning: Share | None = Field(
         None, description="fraction of the steps, at the end, that are end to end (absent: 1/3); with parts only"
     )
-    fine_tuning_rate: Annotated[float, Field(gt=0, le=10)] | None = Field(
+    fine_tuning_rate: Rate | None = Field(
         None,
         description="largest learning rate of those steps, which then have a warm-up and decay of their own (absent: "
         "those of all steps go on); with parts only",
