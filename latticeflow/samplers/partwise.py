@@ -18,8 +18,8 @@ class GivenDraws(Prior):
     """Fields z that have been drawn already, with their `log q(z)` and, where it is asked for, its gradient.
 
     Near the draws `log q(z')` is continued linearly, `log q(z) + (d log q / dz) (z' - z)`: value and gradient are exact
-    at the draws themselves, which is where every estimator asks for them. `make_score()` returns `d log q / dz`; it is
-    called once at most.
+    at the draws themselves, which is where every estimator asks for them, and the only place: without a gradient to
+    carry it returns `log q(z)`. `make_score()` returns `d log q / dz`; it is called once at most.
     """
 
     def __init__(self, draws: Draws, make_score: Callable[[], Tensor]) -> None:
