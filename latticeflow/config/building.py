@@ -27,9 +27,12 @@ from latticeflow.config.samplers import (
     AutoregressiveFlowSettings,
     CouplingFlowSettings,
     Couplings,
+    EBFlowSamplerSettings,
     FreeFieldSettings,
     GaugeFlowSettings,
+    GlowFlowSettings,
     HaarSettings,
+    LinearFlowSettings,
     NormalSettings,
     PiecewiseSamplerSettings,
     StabilisedSamplerSettings,
@@ -45,10 +48,20 @@ from latticeflow.flows import (
     autoregressive_flow,
     coupling_flow,
     gauge_flow,
+    glow,
+    linear_flow,
 )
 from latticeflow.mcmc import HMC, Composite, FlowHMC, IndependenceMetropolis, Kernel, SamplerDraws, Winding
 from latticeflow.priors import FreeField, HaarUniform, Normal, Prior, QuenchedSectors, QuenchedU1, StudentT
-from latticeflow.samplers import FlowSampler, PartwiseSampler, Sampler, SectorSampler, StabilisedSampler, mirrored
+from latticeflow.samplers import (
+    EBFlowSampler,
+    FlowSampler,
+    PartwiseSampler,
+    Sampler,
+    SectorSampler,
+    StabilisedSampler,
+    mirrored,
+)
 from latticeflow.training import Trainer, TrainingSettings, make_estimator
 
 
@@ -121,6 +134,11 @@ def build_flow(config: Config) -> Bijection:
             return coupling_flow(shape, **_couplings(settings))
         case AutoregressiveFlowSettings():
             return autoregressive_flow(shape, **settings.model_dump(exclude={"kind"}))
+        case LinearFlowSettings():
+            odd = settings.symmetry == "z2"
+            return linear_flow(shape, odd=odd, **settings.model_dump(exclude={"kind", "symmetry"}))
+        case GlowFlowSettings():
+            return glow(shape, periodic=True, **settings.model_dump(exclude={"kind"}))
     return Sequential()
 
 
@@ -137,6 +155,8 @@ def build_sampler(config: Config) -> Sampler:
             case StabilisedSamplerSettings():
                 own = {"tau": settings.tau, "shared": settings.sites == "shared"}
                 sampler = StabilisedSampler(config.lattice.shape, prior=prior, **own, **_couplings(settings))
+            case EBFlowSamplerSettings():
+                sampler = EBFlowSampler(prior, build_flow(config))
             case PiecewiseSamplerSettings(pieces="charge"):
                 sampler = SectorSampler(prior, build_flow(config))
             case PiecewiseSamplerSettings(pieces="clusters"):
@@ -170,14 +190,18 @@ def _couplings(settings: Couplings) -> dict[str, Any]:
 def build_trainer(config: Config, sampler: Sampler) -> Trainer:
     """Return the trainer of a configuration that has a training section.
 
-    Raises FileNotFoundError or DataError for the ensemble that forward_kl learns from.
+    Raises FileNotFoundError or DataError for the ensemble that is learned from.
     """
-    settings, learning = config.training, config.training.estimator == "forward_kl"
-    target = random_choice(training_fields(config, build_bare_action(config))) if learning else None
-    estimator = make_estimator(settings.estimator, signal_clip=settings.signal_clip, target=target)
+    settings, target = config.training, None
+    if settings.samples is not None or settings.draws is not None:
+        target = random_choice(training_fields(config, build_bare_action(config)))
+    own = settings.model_dump(include={"signal_clip", "noise", "difference"})
+    estimator = make_estimator(settings.estimator, target=target, **own)
+    last = settings.fine_tuning_estimator
     names = TrainingSettings.__dataclass_fields__.keys() - {"seed"}
     chosen = TrainingSettings(seed=config.run.seed, **settings.given(names))
-    return Trainer(sampler, build_action(config, training=True), estimator, chosen)
+    tuner = None if last is None else make_estimator(last)
+    return Trainer(sampler, build_action(config, training=True), estimator, chosen, fine_tuner=tuner)
 
 
 def build_kernel(config: Config, sampler: Sampler) -> Kernel:

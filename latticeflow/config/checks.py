@@ -10,10 +10,13 @@ from typing import Any
 from latticeflow.config.families import DENSITIES, DRAWABLE, GAUGE_THEORIES, PLANAR_DENSITIES, PRIORS
 from latticeflow.config.part_checks import PART_CHECKS
 from latticeflow.config.piece_checks import PIECE_CHECKS
-from latticeflow.config.problems import Problem, alternatives, written
+from latticeflow.config.problems import Problem, alternatives, refused, written
 from latticeflow.flows.masks import check_tiles
+from latticeflow.training.estimators import ON_SAMPLES, REVERSE
+from latticeflow.training.score import WIDTHS
 
 MOST_STEPS = 10**6
+REAL_FLOWS = ("coupling", "autoregressive", "linear", "glow")
 BREAST_CANCER_DIMENSION = 62
 
 Values = Mapping[str, Any]
@@ -70,14 +73,14 @@ def flow_theory(values: Values) -> list[Problem]:
     gauge = theory in GAUGE_THEORIES
     if flow == "identity" or (flow == "gauge") == gauge:
         return []
-    fitting = alternatives(["gauge", "identity"] if gauge else ["coupling", "autoregressive", "identity"])
+    fitting = alternatives(["gauge", "identity"] if gauge else [*REAL_FLOWS, "identity"])
     return [Problem("sampler.flow.kind", f"{fitting} for action.kind = {written(theory)}", written(flow))]
 
 
 def sampler_theory(values: Values) -> list[Problem]:
-    """The stabilised flow is one of real fields, not of angles."""
+    """Stabilised and energy-based flows are of real fields, not of angles."""
     theory, sampler = values["action.kind"], values["sampler.kind"]
-    if sampler != "stabilised" or theory not in GAUGE_THEORIES:
+    if sampler not in ("stabilised", "ebflow") or theory not in GAUGE_THEORIES:
         return []
     return [Problem("sampler.kind", f'"flow" or "piecewise" for action.kind = {written(theory)}', written(sampler))]
 
@@ -220,14 +223,15 @@ def something_to_train(values: Values) -> list[Problem]:
 
 
 def training_samples(values: Values) -> list[Problem]:
-    """Only maximum likelihood learns from samples, and it needs them: of an ensemble, or exact draws."""
+    """Some estimators learn from samples, and need them: of an ensemble, or exact draws."""
     estimator, samples, draws = (values[f"training.{key}"] for key in ("estimator", "samples", "draws"))
     given = {key: found for key, found in (("samples", samples), ("draws", draws)) if found is not None}
-    if estimator != "forward_kl":
-        expected = f'no such key with training.estimator = {written(estimator)} (only "forward_kl" learns from samples)'
+    if estimator in REVERSE:
+        learning = alternatives([*ON_SAMPLES, "explicit"])
+        expected = f"no such key with training.estimator = {written(estimator)} (only {learning} learns from samples)"
         return [Problem(f"training.{key}", expected, written(found)) for key, found in given.items()]
-    if not given:
-        expected = 'path of an ensemble, or training.draws, for training.estimator = "forward_kl"'
+    if not given and estimator in ON_SAMPLES:
+        expected = f"path of an ensemble, or training.draws, for training.estimator = {written(estimator)}"
         return [Problem("training.samples", expected, "nothing")]
     if len(given) == 2:
         return [Problem("training.draws", "nothing where training.samples is given", written(draws))]
@@ -250,6 +254,45 @@ def training_signal_clip(values: Values) -> list[Problem]:
         return []
     expected = f'no such key with training.estimator = {written(estimator)} (only "reinforce" has a signal to clip)'
     return [Problem("training.signal_clip", expected, written(clip), "training.gradient_clip bounds the gradient")]
+
+
+def training_widths(values: Values) -> list[Problem]:
+    """Each width belongs to one score loss."""
+    estimator = values["training.estimator"]
+    return [
+        problem
+        for key, owner in WIDTHS.items()
+        if estimator != owner
+        for problem in refused(values, "training", (key,), f"no such key without training.estimator = {written(owner)}")
+    ]
+
+
+def odd_activation(values: Values) -> list[Problem]:
+    """A leaky ReLU is not odd."""
+    if values["sampler.flow.kind"] != "linear" or values["sampler.flow.symmetry"] != "z2":
+        return []
+    activation = values["sampler.flow.activation"]
+    if activation == "cubic":
+        return []
+    return [Problem("sampler.flow.activation", '"cubic" for sampler.flow.symmetry = "z2"', written(activation))]
+
+
+def linear_kernel(values: Values) -> list[Problem]:
+    """Only convolutions have a window."""
+    if values["sampler.flow.kind"] != "linear" or values["sampler.flow.linear"] == "convolution":
+        return []
+    return list(refused(values, "sampler.flow", ("kernel",), 'no such key without sampler.flow.linear = "convolution"'))
+
+
+def glow_levels(values: Values) -> list[Problem]:
+    """Each level of Glow halves the sides."""
+    if values["sampler.flow.kind"] != "glow" or values["action.kind"] in GAUGE_THEORIES:
+        return []
+    shape, block = values["lattice.shape"], 2 ** values["sampler.flow.levels"]
+    if len(shape) == 2 and all(extent % block == 0 for extent in shape):
+        return []
+    expected = f"two extents that are multiples of {block} for sampler.flow.levels = {values['sampler.flow.levels']}"
+    return [Problem("lattice.shape", expected, written(shape))]
 
 
 def training_holonomies(values: Values) -> list[Problem]:
@@ -291,6 +334,10 @@ CHECKS = (
     training_samples,
     training_draws,
     training_signal_clip,
+    training_widths,
+    odd_activation,
+    linear_kernel,
+    glow_levels,
     training_holonomies,
     baseline_theory,
     *PIECE_CHECKS,

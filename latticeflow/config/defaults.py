@@ -11,7 +11,9 @@ CLUSTERS = {"clusterer": "kmeans", "smallest_cluster": 100}
 SEARCH, DBSCAN = {"most_clusters": 20}, {"noise": "refuse"}
 FITS = {"validation": 0.2, "patience": 10, "evaluate_every": 50, "processes": 1}
 """Pieces that are clusters: how they are cut, and how their flows are fitted."""
-PARTS = {"schedule": "alternate", "fine_tuning": 1 / 3}
+STAGES = {"fine_tuning": 1 / 3}
+"""Trainings whose last steps are of another kind."""
+PARTS = {"schedule": "alternate", **STAGES}
 """Flows that are trained by parts."""
 
 
@@ -20,7 +22,8 @@ def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
 
     A gauge theory gets the quenched prior and a baseline, any other the normal prior; both get the identity as flow. A
     stabilised sampler gets the student-t prior, and couplings of a density dense conditioners and random masks. Pieces
-    that are clusters get the settings of clustering and fits, a training by parts its schedule.
+    that are clusters get the settings of clustering and fits, a training by parts its schedule, an energy-based flow
+    linear layers.
     """
     theory = _theory(data.get("action"))
     gauge, couplings = theory in GAUGE_THEORIES, UNORDERED if theory in DENSITIES else {}
@@ -29,7 +32,8 @@ def with_theory_defaults(data: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(sampler, dict):
         stabilised = sampler.get("kind") == "stabilised"
         prior = "quenched" if gauge else "student_t" if stabilised else "normal"
-        flow = couplings if stabilised else {"kind": "flow", "flow": {"kind": "identity"}}
+        default = "linear" if sampler.get("kind") == "ebflow" else "identity"
+        flow = couplings if stabilised else {"kind": "flow", "flow": {"kind": default}}
         filled["sampler"] = {**flow, "prior": {"kind": prior}, **sampler}
         chosen = sampler.get("flow")
         if isinstance(chosen, dict) and chosen.get("kind") == "coupling":
@@ -55,6 +59,8 @@ def _with_parts(filled: dict[str, Any]) -> dict[str, Any]:
     training = filled.get("training")
     if isinstance(training, dict) and training.get("parts") is not None:
         filled["training"] = {**PARTS, **training}
+    elif isinstance(training, dict) and training.get("fine_tuning_estimator") is not None:
+        filled["training"] = {**STAGES, **training}
     return filled
 
 

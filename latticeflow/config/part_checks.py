@@ -4,13 +4,15 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from latticeflow.config.problems import Problem, refused, written
+from latticeflow.config.problems import Problem, alternatives, refused, written
 from latticeflow.flows.coupling import CYCLE as COUPLING_CYCLE
 from latticeflow.flows.gauge import CYCLE as GAUGE_CYCLE
+from latticeflow.training.estimators import SCORE_ESTIMATORS
 from latticeflow.training.schedule import END_TO_END
 
-OF_PARTS = ("schedule", "fine_tuning", "fine_tuning_rate", "learning_rates")
-"""What only training by parts has."""
+OF_STAGES = ("fine_tuning", "fine_tuning_rate")
+"""What training by parts has, and training whose last steps are by another estimator."""
+OF_PARTS = ("schedule", *OF_STAGES, "learning_rates")
 MOST_PLACES = 6
 
 Values = Mapping[str, Any]
@@ -36,7 +38,10 @@ def part_keys(values: Values) -> list[Problem]:
     """A flow that is not cut has no parts to take turns."""
     if values["training.parts"] is not None:
         return []
-    return list(refused(values, "training", OF_PARTS, "no such key without training.parts"))
+    if values["training.fine_tuning_estimator"] is None:
+        return list(refused(values, "training", OF_PARTS, "no such key without training.parts"))
+    own = [key for key in OF_PARTS if key not in OF_STAGES]
+    return list(refused(values, "training", own, "no such key without training.parts"))
 
 
 def parts_sampler(values: Values) -> list[Problem]:
@@ -44,13 +49,24 @@ def parts_sampler(values: Values) -> list[Problem]:
     parts, kind = values["training.parts"], values["sampler.kind"]
     if parts is None:
         return []
-    if kind == "piecewise":
+    if kind in ("piecewise", "ebflow"):
         expected = f'no such key for sampler.kind = {written(kind)} (only the flow of "flow" or "stabilised" is cut)'
         return [Problem("training.parts", expected, written(parts))]
-    if kind == "flow" and values["sampler.flow.kind"] == "identity":
-        expected = 'no such key for sampler.flow.kind = "identity" (there are no layers to cut)'
+    flow = values["sampler.flow.kind"] if kind == "flow" else kind
+    if flow not in LAYERS:
+        reason = "there are no layers to cut" if flow == "identity" else f"{alternatives([*LAYERS])} is cut"
+        expected = f"no such key for sampler.flow.kind = {written(flow)} ({reason})"
         return [Problem("training.parts", expected, written(parts))]
     return []
+
+
+def parts_estimator(values: Values) -> list[Problem]:
+    """What is before a part has no score that the part could carry."""
+    parts, estimator = values["training.parts"], values["training.estimator"]
+    if parts is None or estimator not in SCORE_ESTIMATORS or values["training.schedule"] == END_TO_END:
+        return []
+    expected = "an estimator of a Kullback-Leibler divergence for training by parts (scores are those of whole flows)"
+    return [Problem("training.estimator", expected, written(estimator))]
 
 
 def parts_layers(values: Values) -> list[Problem]:
@@ -97,4 +113,4 @@ def _places(cuts: range, noun: str) -> str:
     return f"cuts may come after {', '.join(map(str, shown))} {noun}"
 
 
-PART_CHECKS = (part_keys, parts_sampler, parts_layers, parts_in_turn, part_rates)
+PART_CHECKS = (part_keys, parts_sampler, parts_estimator, parts_layers, parts_in_turn, part_rates)

@@ -4,7 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from latticeflow.config.types import Beta, Count, Counts, NonNegative, Positive, Settings, Several, SmoothSector, odd
+from latticeflow.config.types import (
+    Beta,
+    Count,
+    Counts,
+    Fraction,
+    NonNegative,
+    Positive,
+    Settings,
+    Several,
+    SmoothSector,
+    odd,
+)
 
 
 class HaarSettings(Settings):
@@ -115,7 +126,43 @@ class AutoregressiveFlowSettings(Settings):
     )
 
 
-Flow = GaugeFlowSettings | CouplingFlowSettings | AutoregressiveFlowSettings | IdentitySettings
+class LinearFlowSettings(Settings):
+    """Linear maps of all variables with an activation between each two; from data to latent `W, s, W, ..., W`."""
+
+    kind: Literal["linear"] = Field(description="linear maps and activations")
+    layers: Count = Field(2, description="number of linear maps; one alone is a Gaussian")
+    linear: Literal["dense", "lu", "convolution"] = Field(
+        "dense", description="any matrix, one in triangular factors, or a convolution with periodic boundaries"
+    )
+    kernel: Annotated[Count, AfterValidator(odd)] | None = Field(
+        None, description="side of a convolution's window, in sites (absent: the whole lattice)"
+    )
+    activation: Literal["leaky_relu", "cubic"] = Field(
+        "leaky_relu", description="smooth leaky ReLU, or z = x + c x^3 with trainable c"
+    )
+    slope: Fraction = Field(0.3, description="smallest slope of the leaky ReLU")
+    symmetry: Literal["none", "z2"] = Field(
+        "none", description='"z2": the flow commutes with phi -> -phi; "cubic" activation only'
+    )
+
+
+class GlowFlowSettings(Settings):
+    """Multi-scale Glow with periodic convolutions (arXiv:1807.03039); two extents, multiples of 2^levels."""
+
+    kind: Literal["glow"] = Field(description="Glow, for real fields in two dimensions")
+    levels: Annotated[int, Field(ge=1, le=16)] = Field(2, description="scales; at each, half of the variables are done")
+    steps: Count = Field(4, description="normalisation, 1x1 convolution and coupling at each level, so many times")
+    hidden: Count = Field(32, description="channels of the couplings' networks")
+
+
+Flow = (
+    GaugeFlowSettings
+    | CouplingFlowSettings
+    | AutoregressiveFlowSettings
+    | LinearFlowSettings
+    | GlowFlowSettings
+    | IdentitySettings
+)
 Prior = HaarSettings | QuenchedSettings | NormalSettings | FreeFieldSettings | StudentTSettings
 
 
@@ -182,3 +229,13 @@ class StabilisedSamplerSettings(Couplings):
     prior: Prior = Field(discriminator="kind", description="The base distribution.")
     tau: Positive = Field(100.0, description="where LOFT begins to compress, in units of the field before the last map")
     sites: Literal["own", "shared"] = Field("own", description="scale and shift of every site, or one for all")
+
+
+class EBFlowSamplerSettings(Settings):
+    """A flow with linear layers, read as an energy-based model (arXiv:2305.15267)."""
+
+    kind: Literal["ebflow"] = Field(description="energy-based flow of a real field")
+    prior: Prior = Field(discriminator="kind", description="The base distribution.")
+    flow: LinearFlowSettings | GlowFlowSettings = Field(
+        discriminator="kind", description='A bijection with linear layers. Absent: "linear".'
+    )

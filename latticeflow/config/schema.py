@@ -14,7 +14,12 @@ from latticeflow.config.defaults import with_theory_defaults
 from latticeflow.config.keys import differing_paths, known_values
 from latticeflow.config.part_checks import OF_PARTS
 from latticeflow.config.problems import ConfigError, dotted
-from latticeflow.config.samplers import FlowSamplerSettings, PiecewiseSamplerSettings, StabilisedSamplerSettings
+from latticeflow.config.samplers import (
+    EBFlowSamplerSettings,
+    FlowSamplerSettings,
+    PiecewiseSamplerSettings,
+    StabilisedSamplerSettings,
+)
 from latticeflow.config.text import write_toml
 from latticeflow.config.theories import Density, LatticeTheory
 from latticeflow.config.types import (
@@ -65,8 +70,19 @@ class LatticeSettings(Settings):
 class TrainingSettings(Settings):
     """Stochastic gradient training of the sampler, or fits of its pieces to samples."""
 
-    estimator: Literal["reinforce", "reparametrisation", "path", "forward_kl"] = Field(
-        "path", description="gradient estimator; the first three are of reverse KL and draw from the sampler"
+    estimator: Literal[
+        "reinforce",
+        "reparametrisation",
+        "path",
+        "forward_kl",
+        "explicit",
+        "sliced",
+        "denoising",
+        "finite_difference",
+    ] = Field(
+        "path",
+        description="gradient estimator; the first three are of reverse KL and draw from the sampler, the last four "
+        "match scores, explicit that of the action, the others that of samples",
     )
     steps: Natural = Field(1000, description="optimiser steps")
     batch: Several = Field(128, description="configurations per batch")
@@ -84,6 +100,16 @@ class TrainingSettings(Settings):
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the flow")
     window: Count = Field(50, description="batches pooled into the running ESS, which also selects the best weights")
+    noise: Positive | None = Field(
+        None, description="width sigma of denoising, in units of the field (absent: 0.1); denoising only"
+    )
+    difference: Positive | None = Field(
+        None,
+        description="step eps of finite differences, in units of the field (absent: 0.1); finite_difference only",
+    )
+    ema: Decay | None = Field(
+        None, description="decay of a moving average of the weights, which is what is kept (absent: no average)"
+    )
     holonomies: Grid | None = Field(
         None, description="coarser grid of holonomy shifts while training, gauge theories only (absent: the action's)"
     )
@@ -96,10 +122,11 @@ class TrainingSettings(Settings):
     samples: str | None = Field(
         None,
         min_length=1,
-        description="HDF5 ensemble of the theory to learn from, at any couplings; forward_kl needs it or draws",
+        description="HDF5 ensemble of the theory to learn from, at any couplings; forward_kl and scores of samples "
+        "need it or draws, explicit takes its own draws without",
     )
     draws: Several | None = Field(
-        None, description="exact independent draws to learn from instead, of densities that have them; forward_kl only"
+        None, description="exact independent draws to learn from instead, of densities that have them"
     )
     validation: Fraction | None = Field(
         None, description='fraction of the samples held out, which choose the weights (absent: 0.2); "clusters" only'
@@ -122,21 +149,27 @@ class TrainingSettings(Settings):
         description="order in which parts learn: all as one, each to its end, in turn step by step, or each in every "
         'step (absent: "alternate"); with parts only',
     )
+    fine_tuning_estimator: Literal["reinforce", "reparametrisation", "path"] | None = Field(
+        None, description="gradient estimator of the last steps (absent: the same in all)"
+    )
     fine_tuning: Share | None = Field(
-        None, description="fraction of the steps, at the end, that are end to end (absent: 1/3); with parts only"
+        None,
+        description="fraction of the steps, at the end, that are end to end, or by fine_tuning_estimator (absent: "
+        "1/3); with parts or that estimator only",
     )
     fine_tuning_rate: Rate | None = Field(
         None,
         description="largest learning rate of those steps, which then have a warm-up and decay of their own (absent: "
-        "those of all steps go on); with parts only",
+        "those of all steps go on); as fine_tuning",
     )
     learning_rates: Rates | None = Field(
         None, description="largest learning rate of each part (absent: learning_rate for all); with parts only"
     )
 
     def given(self, names: Set[str]) -> dict[str, Any]:
-        """Return the values of these keys, without those of training by parts where there are no parts."""
-        return self.model_dump(include={*names} if self.parts else {*names} - {*OF_PARTS})
+        """Return the values of these keys, without those of training by parts that are not given."""
+        values = self.model_dump(include={*names})
+        return {name: value for name, value in values.items() if value is not None or name not in OF_PARTS}
 
 
 class HMCSettings(Settings):
@@ -226,7 +259,7 @@ class Config(Settings):
     run: RunSettings = Field(RunSettings(), description="How the run is carried out. May be absent.")
     lattice: LatticeSettings = Field(description="The periodic lattice. Required.")
     action: LatticeTheory | Density = Field(discriminator="kind", description="The theory to be sampled. Required.")
-    sampler: FlowSamplerSettings | StabilisedSamplerSettings | PiecewiseSamplerSettings = Field(
+    sampler: FlowSamplerSettings | StabilisedSamplerSettings | PiecewiseSamplerSettings | EBFlowSamplerSettings = Field(
         discriminator="kind", description='What proposes configurations. May be absent; kind is "flow" if not given.'
     )
     training: TrainingSettings | None = Field(None, description="Training of the sampler. Absent: nothing is trained.")

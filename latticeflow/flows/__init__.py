@@ -1,13 +1,15 @@
-"""Bijections: splines, couplings of links and of real fields, autoregressive and elementwise layers, Glow."""
+"""Bijections: splines, couplings of links and of real fields, autoregressive, linear and elementwise layers, Glow."""
 
+from latticeflow.flows.activations import Cubic, SmoothLeakyReLU
 from latticeflow.flows.autoregressive import MaskedAutoregressive, autoregressive_flow
-from latticeflow.flows.bijection import Bijection, Sequential
+from latticeflow.flows.bijection import Bijection, LinearBijection, Sequential, SingularWeightsError
 from latticeflow.flows.channels import ChannelCoupling, InvertibleConvolution
 from latticeflow.flows.clamps import Clamp
 from latticeflow.flows.coupling import AffineMap, Coupling, SplineMap, coupling_flow
-from latticeflow.flows.elementwise import ActNorm, ElementwiseAffine, Permutation, Reflection, Softplus
+from latticeflow.flows.elementwise import ActNorm, ElementwiseAffine, Logit, Permutation, Reflection, Softplus
 from latticeflow.flows.gauge import PlaquetteCoupling, SectorCoupling, gauge_flow
 from latticeflow.flows.glow import AtLevel, glow, glow_blocks
+from latticeflow.flows.linear import Dense, LUDense, PeriodicConvolution, linear_flow
 from latticeflow.flows.loft import LOFT
 
 __all__ = [
@@ -19,14 +21,22 @@ __all__ = [
     "ChannelCoupling",
     "Clamp",
     "Coupling",
+    "Cubic",
+    "Dense",
     "ElementwiseAffine",
     "InvertibleConvolution",
+    "LUDense",
+    "LinearBijection",
+    "Logit",
     "MaskedAutoregressive",
+    "PeriodicConvolution",
     "Permutation",
     "PlaquetteCoupling",
     "Reflection",
     "SectorCoupling",
     "Sequential",
+    "SingularWeightsError",
+    "SmoothLeakyReLU",
     "Softplus",
     "SplineMap",
     "autoregressive_flow",
@@ -34,4 +44,5 @@ __all__ = [
     "gauge_flow",
     "glow",
     "glow_blocks",
+    "linear_flow",
 ]

@@ -1,18 +1,36 @@
 """What every flow layer is: an invertible map between latent `z` and field `x` with its log-determinant."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+
+Map = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class SingularWeightsError(ArithmeticError):
+    """The weights of a linear layer have the determinant 0, so that it cannot be inverted."""
+
+    def __init__(self, layer: nn.Module, name: str = "") -> None:
+        self.layer = layer
+        kind = type(layer).__name__
+        super().__init__(f"the weights of {f'{name}, {kind},' if name else kind} are singular: their determinant is 0")
 
 
 class Bijection(nn.Module, ABC):
     """An invertible map of fields `(batch, *shape)` that knows its Jacobian.
 
     `forward(z) -> (x, log|det dx/dz|)` and `inverse(x) -> (z, log|det dz/dx|)`, the log-determinants `(batch,)`.
+
+    Where the Jacobian of a layer is the same for every input, `constant_jacobian`, its log-determinant is a constant of
+    the density. `varying_inverse` and `constant_log_det` are the two parts of `inverse`; together they are the energy
+    and the partition function of a flow that is read as an energy-based model (arXiv:2305.15267).
     """
+
+    constant_jacobian: bool = False
 
     @abstractmethod
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -21,6 +39,49 @@ class Bijection(nn.Module, ABC):
     @abstractmethod
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map field to latent."""
+
+    def varying_inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map field to latent, without the log-determinants that are the same for every x, which are not computed."""
+        return self.inverse(x)
+
+    def constant_log_det(self, shape: Sequence[int]) -> Tensor:
+        """Return what those add up to for fields of this shape, `log|det dx/dz|`, a number in float64.
+
+        Raises SingularWeightsError, naming the layer, where it is infinite.
+        """
+        return torch.zeros((), dtype=torch.float64)
+
+
+class LinearBijection(Bijection):
+    """An affine map, whose Jacobian is the same for every input."""
+
+    constant_jacobian = True
+
+    @abstractmethod
+    def to_field(self, z: Tensor) -> Tensor:
+        """Map latent to field."""
+
+    @abstractmethod
+    def to_latent(self, x: Tensor) -> Tensor:
+        """Map field to latent."""
+
+    @abstractmethod
+    def log_det(self, shape: Sequence[int]) -> Tensor:
+        """Return `log|det dx/dz|` for fields of this shape, a number in float64."""
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.to_field(z)
+        return x, self.log_det(z.shape[1:]).expand(len(z))
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, none = self.varying_inverse(x)
+        return z, none - self.log_det(x.shape[1:])
+
+    def varying_inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.to_latent(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
+
+    def constant_log_det(self, shape: Sequence[int]) -> Tensor:
+        return self.log_det(shape)
 
 
 class Sequential(Bijection):
@@ -42,19 +103,42 @@ class Sequential(Bijection):
         self.layers = nn.ModuleList(layers)
         self.cycle, self.closing, self.places = cycle, closing, dict(places or {})
 
+    @property
+    def constant_jacobian(self) -> bool:
+        return all(layer.constant_jacobian for layer in self.layers)
+
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        total = torch.zeros(len(z), dtype=torch.float64, device=z.device)
-        for layer in self.layers:
-            z, log_det = layer(z)
-            total = total + log_det.double()
-        return z, total
+        return self._through(z, self.layers)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for layer in reversed(self.layers):
-            x, log_det = layer.inverse(x)
-            total = total + log_det.double()
-        return x, total
+        return self._through(x, (layer.inverse for layer in reversed(self.layers)))
+
+    def varying_inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self._through(x, (layer.varying_inverse for layer in reversed(self.layers)))
+
+    def constant_log_det(self, shape: Sequence[int]) -> Tensor:
+        total = torch.zeros((), dtype=torch.float64)
+        with self._naming():
+            for layer in self.layers:
+                total = total + layer.constant_log_det(shape)
+        return total
+
+    def _through(self, field: Tensor, maps: Iterable[Map]) -> tuple[Tensor, Tensor]:
+        total = torch.zeros(len(field), dtype=torch.float64, device=field.device)
+        with self._naming():
+            for one in maps:
+                field, log_det = one(field)
+                total = total + log_det.double()
+        return field, total
+
+    @contextmanager
+    def _naming(self) -> Iterator[None]:
+        """Say which layer it is whose weights are singular."""
+        try:
+            yield
+        except SingularWeightsError as error:
+            name = next(name for name, module in self.named_modules() if module is error.layer)
+            raise SingularWeightsError(error.layer, name) from None
 
     def cut(self, parts: Sequence[int] | Sequence[str]) -> list["Sequential"]:
         """Return parts of so many layers each, the first next to the latent, which share their layers with this flow.

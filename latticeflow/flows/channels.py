@@ -3,64 +3,47 @@
 They are the two that Glow (arXiv:1807.03039) alternates; `glow` puts them together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from latticeflow.flows.bijection import Bijection
+from latticeflow.flows.bijection import Bijection, LinearBijection
 from latticeflow.flows.clamps import Clamp
 from latticeflow.flows.coupling import DEFAULT_CLAMP, AffineMap
+from latticeflow.flows.linear import TriangularFactors
 from latticeflow.lattice import check_integer, volume
 
 
-class InvertibleConvolution(Bijection):
+class InvertibleConvolution(LinearBijection):
     r"""A 1x1 convolution, `x = W z` at every site, with an invertible matrix W in LU form.
 
         W = P L (U + diag(s)),   log_det = sites sum log|s|
 
-    Fields `(batch, channels, *sites)`. One parameter, `factors (channels, channels)`, holds L below its diagonal, U
-    above it and log|s| on it, so no value of it makes W singular. P and the signs of s stay as they are at the start, a
-    random rotation or reflection, and are kept in the state_dict. The inverse is by triangular solves. Raises
-    ValueError for another number of channels. Source: arXiv:1807.03039, eqs. (9) to (11); W acts from data to latent
-    there.
+    Fields `(batch, channels, *sites)`; W is `TriangularFactors`, which no weights make singular. Raises ValueError for
+    another number of channels. Source: arXiv:1807.03039, eqs. (9) to (11); W acts from data to latent there.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.channels = check_integer("channels", channels, low=1)
-        start = nn.init.orthogonal_(torch.empty(channels, channels, dtype=torch.float64))
-        permutation, lower, upper = torch.linalg.lu(start)
-        scale, dtype = upper.diagonal(), torch.get_default_dtype()
-        factors = lower.tril(-1) + upper.triu(1) + torch.diag(scale.abs().log())
-        self.factors = nn.Parameter(factors.to(dtype))
-        self.register_buffer("pivots", permutation.argmax(1))
-        self.register_buffer("signs", scale.sign().to(dtype))
+        self.matrix = TriangularFactors(channels)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        lower, upper = self._triangles()
-        return self._multiply((lower @ upper)[self.pivots], z), self._log_det(z)
+    def to_field(self, z: Tensor) -> Tensor:
+        return self._at_every_site(self.matrix.multiply, z)
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        lower, upper = self._triangles()
-        unpermuted = torch.eye(self.channels, dtype=x.dtype, device=x.device)[:, self.pivots]
-        half = torch.linalg.solve_triangular(lower, unpermuted, upper=False, unitriangular=True)
-        return self._multiply(torch.linalg.solve_triangular(upper, half, upper=True), x), -self._log_det(x)
+    def to_latent(self, x: Tensor) -> Tensor:
+        return self._at_every_site(self.matrix.solve, x)
 
-    def _triangles(self) -> tuple[Tensor, Tensor]:
-        unit = torch.ones_like(self.signs).diag()
-        return self.factors.tril(-1) + unit, self.factors.triu(1) + torch.diag(self.signs * self._log_scale().exp())
+    def log_det(self, shape: Sequence[int]) -> Tensor:
+        return volume(shape[1:]) * self.matrix.log_det()
 
-    def _log_scale(self) -> Tensor:
-        return self.factors.diagonal()
-
-    def _multiply(self, matrix: Tensor, field: Tensor) -> Tensor:
+    def _at_every_site(self, map_of: Callable[[Tensor], Tensor], field: Tensor) -> Tensor:
         if field.dim() < 2 or field.shape[1] != self.channels:
             raise ValueError(f"a convolution of {self.channels} channels was given fields of {list(field.shape)}")
-        return (matrix @ field.flatten(1).unflatten(1, (self.channels, -1))).reshape(field.shape)
-
-    def _log_det(self, field: Tensor) -> Tensor:
-        return (volume(field.shape[2:]) * self._log_scale().double().sum()).expand(len(field))
+        identity = torch.eye(self.channels, dtype=field.dtype, device=field.device)
+        flat = field.flatten(1).unflatten(1, (self.channels, -1))
+        return (map_of(identity) @ flat).reshape(field.shape)
 
 
 class ChannelCoupling(Bijection):

@@ -1,16 +1,18 @@
-"""Layers that act on each variable by itself: affine maps, softplus, the reflection; permutations of the variables."""
+"""Layers that act on each variable by itself: affine maps, softplus, logits, the reflection; permutations."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from latticeflow.actions.positive import softplus, softplus_inverse
-from latticeflow.flows.bijection import Bijection
+from latticeflow.flows.bijection import Bijection, LinearBijection
 from latticeflow.lattice import check_shape, volume
 
 
-class ElementwiseAffine(Bijection):
+class ElementwiseAffine(LinearBijection):
     """`x = exp(log_scale) z + shift`, both trainable and 0 at first, `log_det = sum log_scale`.
 
     Fields `(batch, *shape)`. The parameters have the field's shape, or with `shared` none: one scale and shift for all
@@ -27,19 +29,18 @@ class ElementwiseAffine(Bijection):
         self.log_scale = nn.Parameter(torch.zeros(own))
         self.shift = nn.Parameter(torch.zeros(own)) if shift else None
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = self._log_det(z)
+    def to_field(self, z: Tensor) -> Tensor:
+        self._check(z)
         x = z * torch.exp(self.log_scale)
-        return x if self.shift is None else x + self.shift, log_det
+        return x if self.shift is None else x + self.shift
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        log_det = self._log_det(x)
+    def to_latent(self, x: Tensor) -> Tensor:
+        self._check(x)
         z = x if self.shift is None else x - self.shift
-        return z * torch.exp(-self.log_scale), -log_det
+        return z * torch.exp(-self.log_scale)
 
-    def _log_det(self, field: Tensor) -> Tensor:
-        self._check(field)
-        return self.log_scale.expand(self.shape).double().sum().expand(len(field))
+    def log_det(self, shape: Sequence[int]) -> Tensor:
+        return self.log_scale.expand(*shape).double().sum()
 
     def _check(self, field: Tensor) -> None:
         if field.shape[1:] != self.shape:
@@ -59,17 +60,17 @@ class ActNorm(ElementwiseAffine):
         super().__init__(shape, shared=shared)
         self.register_buffer("initialised", torch.tensor(data=False))
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def to_field(self, z: Tensor) -> Tensor:
         if self._first():
             mean, deviation = self._moments(z)
             self._set(-torch.log(deviation), -mean / deviation)
-        return super().forward(z)
+        return super().to_field(z)
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def to_latent(self, x: Tensor) -> Tensor:
         if self._first():
             mean, deviation = self._moments(x)
             self._set(torch.log(deviation), mean)
-        return super().inverse(x)
+        return super().to_latent(x)
 
     def _first(self) -> bool:
         return self.training and not bool(self.initialised)
@@ -90,7 +91,7 @@ class ActNorm(ElementwiseAffine):
         self.initialised.fill_(value=True)
 
 
-class Permutation(Bijection):
+class Permutation(LinearBijection):
     """The variables in another order, `x_i = z_{order[i]}` in row-major numbering; the log-determinant is 0.
 
     Raises ValueError unless `order` holds every number from 0 to its length less 1 once.
@@ -104,27 +105,32 @@ class Permutation(Bijection):
         self.register_buffer("order", permutation, persistent=False)
         self.register_buffer("back", torch.argsort(permutation), persistent=False)
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+    def to_field(self, z: Tensor) -> Tensor:
         return self._reorder(z, self.order)
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def to_latent(self, x: Tensor) -> Tensor:
         return self._reorder(x, self.back)
 
-    def _reorder(self, field: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+    def log_det(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.order.device)
+
+    def _reorder(self, field: Tensor, order: Tensor) -> Tensor:
         if volume(field.shape[1:]) != len(order):
             raise ValueError(f"a permutation of {len(order)} variables was given fields of shape {list(field.shape)}")
-        flat = field.flatten(1)
-        return flat.index_select(1, order).reshape(field.shape), torch.zeros_like(flat[:, 0])
+        return field.flatten(1).index_select(1, order).reshape(field.shape)
 
 
-class Reflection(Bijection):
+class Reflection(LinearBijection):
     """`x = -z`, the Z2 symmetry of phi^4; the log-determinant is 0."""
 
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return -z, torch.zeros_like(z.flatten(1)[:, 0])
+    def to_field(self, z: Tensor) -> Tensor:
+        return -z
 
-    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self.forward(x)
+    def to_latent(self, x: Tensor) -> Tensor:
+        return -x
+
+    def log_det(self, shape: Sequence[int]) -> Tensor:
+        return torch.zeros((), dtype=torch.float64)
 
 
 class Softplus(Bijection):
@@ -137,6 +143,35 @@ class Softplus(Bijection):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = softplus_inverse(x)
         return z, -softplus(z)[1].flatten(1).sum(1)
+
+
+class Logit(Bijection):
+    """Variables between two bounds from those on the whole line, `z = log(u / (1 - u))`:
+
+        u = margin + (1 - 2 margin) (x - low) / (high - low)
+
+    Fields `(batch, *shape)` of any shape. The margin keeps the bounds themselves finite. It is what grey levels pass
+    before a flow sees them. Raises ValueError unless `low < high`, both finite, and `0 <= margin < 1/2`. Source:
+    arXiv:1605.08803, section 4.1.
+    """
+
+    def __init__(self, low: float, high: float, *, margin: float = 0.0) -> None:
+        super().__init__()
+        if not -math.inf < low < high < math.inf:
+            raise ValueError(f"low and high must be finite and ascending, got {low!r} and {high!r}")
+        if not 0 <= margin < 0.5:
+            raise ValueError(f"margin must be at least 0 and below 1/2, got {margin!r}")
+        self.low, self.margin, self.scale = float(low), float(margin), (1 - 2 * margin) / (high - low)
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        return self.low + (torch.sigmoid(z) - self.margin) / self.scale, self._log_slope(z)
+
+    def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z = torch.logit(self.margin + self.scale * (x - self.low))
+        return z, -self._log_slope(z)
+
+    def _log_slope(self, z: Tensor) -> Tensor:
+        return (logsigmoid(z) + logsigmoid(-z) - math.log(self.scale)).double().flatten(1).sum(1)
 
 
 def _check_axes(shared: bool | Sequence[int], dimensions: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""Multi-scale Glow (arXiv:1807.03039, 1605.08803) as one flat sequence of layers of fields `(batch, C, H, W)`.
+"""Multi-scale Glow (arXiv:1807.03039, 1605.08803) as one flat sequence of layers of fields `(batch, [C,] H, W)`.
 
 From field to latent, level 1 comes first. Each level squeezes, blocks of 2x2 sites becoming channels, and takes its
 steps; then half of its channels are done, they are latent variables now, and the other half goes on to the next level.
@@ -25,10 +25,12 @@ STEP_LAYERS = 3
 def level_variables(shape: Sequence[int], level: int) -> Tensor:
     r"""Return which variables of a field `(C, H, W)` are left at a level, as `(2^(level+1) C, H/2^level, W/2^level)`.
 
-    They are row-major numbers in the field: all of them at level 1, and half of the level before at the others. Raises
-    ValueError for another number of extents, a level below 1, and sides that 2^level does not divide.
+    They are row-major numbers in the field: all of them at level 1, and half of the level before at the others. A field
+    `(H, W)` has one channel. Raises ValueError for another number of extents, a level below 1, and sides that 2^level
+    does not divide.
     """
-    sites = check_shape(shape, dimensions=3)
+    given = tuple(shape)
+    sites = check_shape((1, *given) if len(given) == 2 else given, dimensions=3)
     check_integer("level", level, low=1)
     if any(side % 2**level for side in sites[1:]):
         raise ValueError(f"sides of the shape {list(sites)} must be divisible by {2**level}, for level {level}")
@@ -41,8 +43,9 @@ def level_variables(shape: Sequence[int], level: int) -> Tensor:
 class AtLevel(Bijection):
     """A bijection of the variables that are left at a level; the others stay.
 
-    Fields `(batch, *shape)`, the shape being `(C, H, W)`; `layer` is given the variables of `level_variables`, as
-    `(batch, 2^(level+1) C, H/2^level, W/2^level)`. Raises ValueError where these do, and for fields of another shape.
+    Fields `(batch, *shape)`, the shape being `(C, H, W)` or `(H, W)`; `layer` is given the variables of
+    `level_variables`, as `(batch, 2^(level+1) C, H/2^level, W/2^level)`. Raises ValueError where these do, and for
+    fields of another shape.
     """
 
     def __init__(self, layer: Bijection, shape: Sequence[int], *, level: int) -> None:
@@ -51,6 +54,10 @@ class AtLevel(Bijection):
         self.register_buffer("variables", variables.flatten(), persistent=False)
         self.shape, self.level_shape, self.layer = tuple(shape), tuple(variables.shape), layer
 
+    @property
+    def constant_jacobian(self) -> bool:
+        return self.layer.constant_jacobian
+
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x, log_det = self.layer(self._taken(z))
         return self._put_back(z, x), log_det
@@ -58,6 +65,13 @@ class AtLevel(Bijection):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, log_det = self.layer.inverse(self._taken(x))
         return self._put_back(x, z), log_det
+
+    def varying_inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        z, log_det = self.layer.varying_inverse(self._taken(x))
+        return self._put_back(x, z), log_det
+
+    def constant_log_det(self, shape: Sequence[int]) -> Tensor:
+        return self.layer.constant_log_det(self.level_shape)
 
     def _taken(self, field: Tensor) -> Tensor:
         if field.shape[1:] != self.shape:
@@ -78,13 +92,14 @@ def glow(
     periodic: bool = False,
     parts: int = 1,
 ) -> Sequential:
-    """Return Glow for fields `(batch, C, H, W)`: `steps` of normalisation, 1x1 convolution and coupling at each level.
+    """Return Glow for fields `(batch, C, H, W)` or `(batch, H, W)`, with as many `steps` at each level.
 
-    `forward` takes the last level first, see `glow_blocks`. With `parts` there are that many complete flows, one after
-    the other, which share the steps of each level evenly: a cut between them runs across all levels. With `periodic` it
-    commutes with translations by 2^levels sites. The normalisations take their scales from the first batch in training
-    mode; `hidden`, `clamp` and `periodic` are those of `ChannelCoupling`. Raises ValueError for sides that 2^levels
-    does not divide, levels, steps or parts below 1, and steps that the parts cannot share.
+    A step is a normalisation, a 1x1 convolution and a coupling. `forward` takes the last level first, see
+    `glow_blocks`. With `parts` there are that many complete flows, one after the other, which share the steps of each
+    level evenly: a cut between them runs across all levels. With `periodic` it commutes with translations by 2^levels
+    sites. The normalisations take their scales from the first batch in training mode; `hidden`, `clamp` and `periodic`
+    are those of `ChannelCoupling`. Raises ValueError for sides that 2^levels does not divide, levels, steps or parts
+    below 1, and steps that the parts cannot share.
 
     The places where it can be cut by name are "flow 2", "flow 3", ... across the blocks, and, with a single flow, by
     blocks "level 2", "level 1", ..., each where that begins.

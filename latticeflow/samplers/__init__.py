@@ -2,6 +2,7 @@
 
 from latticeflow.samplers.base import Sampler
 from latticeflow.samplers.baseline import Baseline, quenched_baseline, tune_quenched
+from latticeflow.samplers.ebflow import EBFlowSampler
 from latticeflow.samplers.flow import FlowSampler
 from latticeflow.samplers.partition import Partition, from_labels, partition
 from latticeflow.samplers.partwise import GivenDraws, Part, PartwiseSampler
@@ -11,6 +12,7 @@ from latticeflow.samplers.stabilised import StabilisedSampler
 
 __all__ = [
     "Baseline",
+    "EBFlowSampler",
     "FlowSampler",
     "GivenDraws",
     "Part",

@@ -37,3 +37,12 @@ class FlowSampler(Sampler):
     def log_prob(self, x: Tensor) -> Tensor:
         z, log_det = self.flow.inverse(x)
         return self.prior.log_prob(z.double()) + log_det
+
+    def energy(self, x: Tensor) -> Tensor:
+        """Return `E(x) = -log q(x) - log Z`, `(batch,)` float64: `-log q` but for what is the same for every x.
+
+        That are the log-determinants of layers with a constant Jacobian, `log Z = sum log|det dx/dz|`, which are not
+        computed. The score is `-dE/dx`. Source: arXiv:2305.15267, eq. (8).
+        """
+        z, log_det = self.flow.varying_inverse(x)
+        return -self.prior.log_prob(z.double()) - log_det

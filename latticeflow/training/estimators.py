@@ -10,9 +10,14 @@ float64, tells the loss bound and the ESS. With `signal = log q(x) + S(x)`:
 * path             the same less the score term, `mean( d signal / dx  dx/dtheta )`; needs dS/dx, zero variance at q = p
                    (arXiv:1703.09194, 2207.08219).
 * forward_kl       `-mean( d log q(x) )` on samples of the target.
+* explicit         `mean( d |score(x) - F(x)|^2 / 2 )`, F the force, on draws of the sampler that are held fixed, or on
+                   given configurations; needs dS/dx, and no log-determinant of a linear layer.
+* sliced, denoising, finite_difference   score matching on samples of the target, without its action
+                   (`latticeflow.training.score`).
 """
 
 import math
+from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -23,8 +28,11 @@ from torch import Generator, Tensor
 
 from latticeflow.actions import Action
 from latticeflow.samplers import Sampler
+from latticeflow.training.score import SCORE_LOSSES, WIDTHS, ScoreLoss, make_score_loss
+from latticeflow.training.score import explicit as explicit_score
 
 Estimate = tuple[Tensor, Tensor]
+Target = Callable[[int, Generator | None], Tensor]
 
 
 class Estimator(Protocol):
@@ -75,30 +83,72 @@ def path(sampler: Sampler, action: Action, batch: int, generator: Generator | No
 
 
 @dataclass(frozen=True)
-class ForwardKL:
-    """The maximum-likelihood estimator on fields drawn by `target(n, generator)`."""
+class OnSamples(ABC):
+    """An estimator on fields drawn by `target(n, generator)`."""
 
-    target: Callable[[int, Generator | None], Tensor]
+    target: Target
+
+    def _draw(self, sampler: Sampler, batch: int, generator: Generator | None) -> Tensor:
+        return self.target(batch, generator).to(next(sampler.parameters()))
+
+
+@dataclass(frozen=True)
+class ForwardKL(OnSamples):
+    """The maximum-likelihood estimator."""
 
     def __call__(self, sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
-        parameter = next(sampler.parameters())
-        x = self.target(batch, generator).to(parameter)
+        x = self._draw(sampler, batch, generator)
         log_q = sampler.log_prob(x)
+        return -log_q.mean(), _log_weight(action, x, log_q)
+
+
+@dataclass(frozen=True)
+class ScoreMatching(OnSamples):
+    """A score loss of samples."""
+
+    loss: ScoreLoss
+
+    def __call__(self, sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
+        x = self._draw(sampler, batch, generator)
+        surrogate = self.loss(sampler, x, generator).mean()
         with torch.no_grad():
-            log_weight = -action(x).double() - log_q
-        return -log_q.mean(), log_weight
+            return surrogate, _log_weight(action, x, sampler.log_prob(x))
+
+
+@dataclass(frozen=True)
+class ExplicitScore:
+    """Explicit score matching, on draws of the sampler or, where it is given, of `target(n, generator)`."""
+
+    target: Target | None = None
+
+    def __call__(self, sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
+        with torch.no_grad():
+            if self.target is None:
+                x, log_q = sampler.sample(batch, generator)
+            else:
+                x = self.target(batch, generator).to(next(sampler.parameters()))
+                log_q = sampler.log_prob(x)
+        return explicit_score(sampler, x, action).mean(), _log_weight(action, x, log_q)
+
+
+@torch.no_grad()
+def _log_weight(action: Action, x: Tensor, log_q: Tensor) -> Tensor:
+    return -action(x).double() - log_q.detach()
 
 
 def make_estimator(
     name: str,
     *,
     signal_clip: float | None = None,
-    target: Callable[[int, Generator | None], Tensor] | None = None,
+    target: Target | None = None,
+    noise: float | None = None,
+    difference: float | None = None,
 ) -> Estimator:
     """Return the estimator of that name.
 
-    `signal_clip` belongs to reinforce, `target(n, generator)`, which draws fields of the target, to forward_kl. Raises
-    ValueError for an unknown name, a clip with another estimator, or forward_kl without a target.
+    `signal_clip` belongs to reinforce, `noise` to denoising and `difference` to finite_difference. `target(n,
+    generator)` draws fields: of the target, for forward_kl and the score losses of samples, which need it; for explicit
+    any. Raises ValueError for an unknown name, a setting of another estimator or out of range, and a missing target.
     """
     if name not in ESTIMATORS:
         raise ValueError(f"estimator must be one of {', '.join(ESTIMATORS)}, got {name!r}")
@@ -106,16 +156,24 @@ def make_estimator(
         raise ValueError(f"signal_clip belongs to the reinforce estimator, got it with {name!r}")
     if signal_clip is not None and not signal_clip > 0:
         raise ValueError(f"signal_clip must be positive, got {signal_clip!r}")
-    if target is not None and name != "forward_kl":
-        raise ValueError(f"target belongs to the forward_kl estimator, got it with {name!r}")
+    if target is not None and name in REVERSE:
+        raise ValueError(f"target belongs to estimators that learn from samples, got it with {name!r}")
+    if target is None and name in ON_SAMPLES:
+        raise ValueError(f"{name} needs target, a function that draws fields of the target distribution")
+    if name in SCORE_LOSSES:
+        return ScoreMatching(target, make_score_loss(name, noise=noise, difference=difference))
+    for width, belongs in WIDTHS.items():
+        if {"noise": noise, "difference": difference}[width] is not None:
+            raise ValueError(f"{width} belongs to the {belongs} estimator, got it with {name!r}")
     if name == "forward_kl":
-        if target is None:
-            raise ValueError("forward_kl needs target, a function that draws fields of the target distribution")
         return ForwardKL(target)
-    if signal_clip is not None:
-        return partial(reinforce, signal_clip=signal_clip)
-    return _REVERSE[name]
+    if name == "explicit":
+        return ExplicitScore(target)
+    return partial(reinforce, signal_clip=signal_clip) if signal_clip is not None else REVERSE[name]
 
 
-_REVERSE: dict[str, Estimator] = {"reinforce": reinforce, "reparametrisation": reparametrisation, "path": path}
-ESTIMATORS = (*_REVERSE, "forward_kl")
+REVERSE: dict[str, Estimator] = {"reinforce": reinforce, "reparametrisation": reparametrisation, "path": path}
+ON_SAMPLES = ("forward_kl", *SCORE_LOSSES)
+"""Those that need samples of the target."""
+ESTIMATORS = (*REVERSE, "explicit", *ON_SAMPLES)
+SCORE_ESTIMATORS = ("explicit", *SCORE_LOSSES)

@@ -1,21 +1,25 @@
-"""Maximum likelihood on samples of the target: Adam, early stopping on held-out samples, best weights kept."""
+"""Fits to samples by likelihood or score: Adam, early stopping on held-out samples, best weights kept."""
 
 import itertools
 import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from latticeflow.samplers import Sampler
 from latticeflow.streams import stream
+from latticeflow.training.averaging import WeightAverage
 from latticeflow.training.samples import check_samples, held_out_split
 from latticeflow.training.schedule import END_TO_END, Optimizers, Schedule
+from latticeflow.training.score import WIDTHS, ScoreLoss, make_score_loss
 from latticeflow.training.trainer import MAX_SKIPPED_IN_A_ROW, TrainingError
 
 CHUNK = 4096
+LIKELIHOOD = "likelihood"
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,9 @@ class LikelihoodSettings:
     Training ends after `steps`, or after `patience` evaluations, `evaluate_every` steps apart, that found nothing
     better. `decay` is that of the learning rate, half a cosine down to 0 at `steps` or none. `schedule`,
     `fine_tuning` and its rate are those of `Schedule`, for a `PartwiseSampler`; nothing ends before all parts have
-    learned. Raises ValueError naming the settings that are out of range.
+    learned. `loss` is "likelihood" or a score loss (`latticeflow.training.score`), with `noise` or `difference`; what
+    is held out is judged by its likelihood in any case. With `ema`, a decay, moving averages of the weights are
+    evaluated and kept. Raises ValueError naming the settings that are out of range.
     """
 
     steps: int = 2000
@@ -42,6 +48,10 @@ class LikelihoodSettings:
     fine_tuning: float = 1 / 3
     fine_tuning_rate: float | None = None
     learning_rates: tuple[float, ...] | None = None
+    loss: str = LIKELIHOOD
+    noise: float | None = None
+    difference: float | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         counts = {"steps": 0, "batch": 1, "evaluate_every": 1, "patience": 1, "seed": 0}
@@ -56,6 +66,7 @@ class LikelihoodSettings:
         wrong += (
             ["0 < learning_rates < inf"] if any(not 0 < rate < math.inf for rate in self.learning_rates or ()) else []
         )
+        wrong += ["0 <= ema < 1"] if self.ema is not None and not 0 <= self.ema < 1 else []
         if wrong:
             raise ValueError(f"LikelihoodSettings needs {', '.join(wrong)}; got {self}")
 
@@ -128,16 +139,29 @@ class _Fit:
                 f"validation = {settings.validation:g} splits {len(samples.fields)} samples of positive weight into "
                 f"{len(chosen[0])} to train on and {len(chosen[1])} held out, expected at least 2 of each"
             )
-        device = next(sampler.parameters()).device
-        self.training, self.held_out = (samples[part.to(device)].normalised() for part in chosen)
+        self.device = next(sampler.parameters()).device
+        self.training, self.held_out = (samples[part.to(self.device)].normalised() for part in chosen)
         rates = settings.learning_rate, settings.learning_rates
         self.optimizers = Optimizers(sampler, *rates, weight_decay=settings.weight_decay)
         parts = len(self.optimizers.parts)
         turns = settings.schedule, parts, settings.steps, settings.fine_tuning, settings.fine_tuning_rate
         self.schedule = Schedule(*turns, on_data=True)
+        self.loss = self._make_loss()
+        self.average = None if settings.ema is None else WeightAverage(sampler, settings.ema)
         self.records: list[FitRecord] = []
         self.best, self.best_weights = math.inf, self._weights()
         self.started = time.perf_counter()
+
+    def _make_loss(self) -> ScoreLoss:
+        settings, widths = self.settings, {width: getattr(self.settings, width) for width in WIDTHS}
+        if settings.loss != LIKELIHOOD:
+            if self.schedule.local_steps:
+                raise ValueError("parts of a flow cannot match scores by themselves; choose schedule 'end_to_end'")
+            return make_score_loss(settings.loss, **widths)
+        for width, value in widths.items():
+            if value is not None:
+                raise ValueError(f"{width} belongs to {WIDTHS[width]} score matching, got it with the likelihood")
+        return lambda sampler, fields, generator=None: -sampler.log_prob(fields)
 
     def run(self) -> None:
         settings, batches = self.settings, self._batches()
@@ -166,17 +190,23 @@ class _Fit:
         groups = [self.optimizers.everything] if learning is None else [(k,) for k in learning]
         learners = [sampler] if learning is None else map(sampler.on_data, learning)
         for parts, learner in zip(groups, learners, strict=True):
-            loss = self.training[indices].loss(learner)
+            generator = stream(self.settings.seed, "score", step, device=self.device)
+            loss = self.training[indices].mean(partial(self.loss, learner, generator=generator))
             loss.backward()
             norm = self.optimizers.clip(parts, self.settings.gradient_clip)
             if not (bool(torch.isfinite(loss)) and math.isfinite(norm)):
                 return math.nan
         for parts in groups:
             self.optimizers.step(parts, self.schedule.rate(self.settings, step))
+        if self.average is not None:
+            self.average.update(self.sampler)
         return float(loss.detach())
 
     def _evaluate(self, step: int, losses: list[float]) -> bool:
         """Record the held-out loss and return whether it is the smallest so far."""
+        last = self._weights()
+        if self.average is not None:
+            self.sampler.load_state_dict(self.average.weights)
         held_out = self._held_out_loss()
         finite = [loss for loss in losses if math.isfinite(loss)]
         mean = math.fsum(finite) / len(finite) if finite else math.nan
@@ -186,13 +216,19 @@ class _Fit:
         better = held_out < self.best
         if better:
             self.best, self.best_weights = held_out, self._weights()
+        self.sampler.load_state_dict(last)
         return better
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
         sampler, count = self.sampler.eval(), len(self.held_out.fields)
         pieces = (self.held_out[part] for part in torch.arange(count).split(CHUNK))
-        return math.fsum(len(piece.fields) * float(piece.loss(sampler)) for piece in pieces) / count
+        return (
+            math.fsum(
+                len(piece.fields) * float(piece.mean(lambda fields: -sampler.log_prob(fields))) for piece in pieces
+            )
+            / count
+        )
 
     def _batches(self) -> Iterator[Tensor]:
         count = len(self.training.fields)

@@ -1,5 +1,6 @@
 """Weighted samples of a target: what they must be, and the random part that is held out of training."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +23,9 @@ class Samples:
         """Return them with the weights divided by their mean."""
         return Samples(self.fields, self.weights / self.weights.mean())
 
-    def loss(self, sampler: nn.Module) -> Tensor:
-        """Return `mean(-w log q)`."""
-        return -(self.weights * sampler.log_prob(self.fields)).mean()
+    def mean(self, of: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return `mean(w f)` of a function of the fields, `(n,)`."""
+        return (self.weights * of(self.fields)).mean()
 
 
 def held_out_split(n: int, *, validation: float, seed: int) -> tuple[Tensor, Tensor]:

@@ -31,8 +31,9 @@ class Schedule:
     "sequential" trains each to its end, in equal shares of the steps and the order in which the parts are gone through,
     from the last to the first `on_data`; "alternate" one in every step, in turn; "simultaneous" all in every step, each
     on its own objective. With `fine_tuning_rate`, their largest learning rate, the last steps have a warm-up and decay
-    of their own; without, those of all steps go on. Raises ValueError for another kind, a fraction outside of 0 to 1,
-    and parts that cannot take turns because there is one.
+    of their own; without, those of all steps go on. With `stages` an end-to-end training has them as well, to be of
+    another kind. Raises ValueError for another kind, a fraction outside of 0 to 1, and parts that cannot take turns
+    because there is one.
     """
 
     kind: str = END_TO_END
@@ -41,6 +42,7 @@ class Schedule:
     fine_tuning: float = 1 / 3
     fine_tuning_rate: float | None = None
     on_data: bool = False
+    stages: bool = False
 
     def __post_init__(self) -> None:
         if self.kind not in SCHEDULES:
@@ -51,18 +53,23 @@ class Schedule:
             raise ValueError(f"schedule {self.kind!r} needs a flow with two parts or more, got {self.parts}")
 
     @property
+    def first_steps(self) -> int:
+        """The steps before the fine tuning."""
+        return self.steps - round(self.fine_tuning * self.steps) if self.stages or self.kind != END_TO_END else 0
+
+    @property
     def local_steps(self) -> int:
         """The steps that are not end to end."""
-        return 0 if self.kind == END_TO_END else self.steps - round(self.fine_tuning * self.steps)
+        return 0 if self.kind == END_TO_END else self.first_steps
 
     def rate(self, settings: Rates, step: int) -> float:
         """Return the learning rate of a step by the warm-up and decay of `settings`."""
-        local = self.local_steps
-        if self.fine_tuning_rate is None or not local:
+        first = self.first_steps
+        if self.fine_tuning_rate is None or not first:
             return settings.rate(step, self.steps)
-        if step < local:
-            return settings.rate(step, local)
-        return self.fine_tuning_rate / settings.learning_rate * settings.rate(step - local, self.steps - local)
+        if step < first:
+            return settings.rate(step, first)
+        return self.fine_tuning_rate / settings.learning_rate * settings.rate(step - first, self.steps - first)
 
     def learning(self, step: int) -> tuple[int, ...] | None:
         """Return the parts that learn by themselves at a step, both counted from 0; None where all learn together."""

@@ -15,7 +15,15 @@ from latticeflow.actions import Action
 from latticeflow.samplers import Sampler
 from latticeflow.stats import ess
 from latticeflow.streams import stream
-from latticeflow.training.estimators import Estimator, ForwardKL, make_estimator
+from latticeflow.training.averaging import WeightAverage
+from latticeflow.training.estimators import (
+    Estimator,
+    ExplicitScore,
+    OnSamples,
+    ScoreMatching,
+    Target,
+    make_estimator,
+)
 from latticeflow.training.schedule import END_TO_END, SIMULTANEOUS, Optimizers, Schedule
 
 MAX_SKIPPED_IN_A_ROW = 20
@@ -30,6 +38,8 @@ class TrainingError(RuntimeError):
 @dataclass(frozen=True)
 class TrainingSettings:
     """How to train; `window` batches are pooled into the running ESS, which also selects the best weights.
+
+    With `ema` these are moving averages of that decay, as they were at the end of the best window.
 
     Raises ValueError naming the settings that are out of range.
     """
@@ -48,6 +58,7 @@ class TrainingSettings:
     fine_tuning: float = 1 / 3
     fine_tuning_rate: float | None = None
     learning_rates: tuple[float, ...] | None = None
+    ema: float | None = None
 
     def __post_init__(self) -> None:
         counts = {"batch": 2, "accumulate": 1, "window": 1, "steps": 0, "warmup": 0}
@@ -57,6 +68,7 @@ class TrainingSettings:
         wrong += ["decay 'cosine' or 'none'"] if self.decay not in ("cosine", "none") else []
         wrong += ["fine_tuning_rate > 0"] if self.fine_tuning_rate is not None and not self.fine_tuning_rate > 0 else []
         wrong += ["learning_rates > 0"] if any(not rate > 0 for rate in self.learning_rates or ()) else []
+        wrong += ["0 <= ema < 1"] if self.ema is not None and not 0 <= self.ema < 1 else []
         if wrong:
             raise ValueError(f"TrainingSettings needs {', '.join(wrong)}; got {self}")
 
@@ -93,7 +105,9 @@ class StepRecord:
 class Trainer:
     """The state of a training run: everything `state_dict` holds is needed to go on bit for bit.
 
-    A `PartwiseSampler` trains by the schedule of the settings; any other one end to end.
+    A `PartwiseSampler` trains by the schedule of the settings; any other one end to end. With `fine_tuner`, the last
+    `fine_tuning` of the steps are by that estimator. Raises ValueError for parts that are to match scores: what is
+    before a part has no score that a part could carry.
     """
 
     sampler: Sampler
@@ -103,17 +117,21 @@ class Trainer:
     step: int = 0
     records: list[StepRecord] = field(default_factory=list)
     cpu_elsewhere: float = 0.0  # the CPU seconds of other processes in this life
+    fine_tuner: Estimator | None = None
 
     def __post_init__(self) -> None:
-        settings, learning = self.settings, isinstance(self.estimator, ForwardKL)
+        settings, learning = self.settings, isinstance(self.estimator, OnSamples)
         rates = settings.learning_rate, settings.learning_rates
         self.optimizers = Optimizers(self.sampler, *rates, betas=settings.betas)
         parts = len(self.optimizers.parts)
         turns = settings.schedule, parts, settings.steps, settings.fine_tuning, settings.fine_tuning_rate
-        self.schedule = Schedule(*turns, on_data=learning)
+        self.schedule = Schedule(*turns, on_data=learning, stages=self.fine_tuner is not None)
+        if self.schedule.local_steps and isinstance(self.estimator, ExplicitScore | ScoreMatching):
+            raise ValueError("parts of a flow cannot match scores by themselves; choose schedule 'end_to_end'")
         self.whole = 0 if learning else -1  # the place of the part whose objective is that of the whole sampler
         self.recent: list[deque[Tensor]] = [deque(maxlen=settings.window) for _ in range(parts)]
         self.best_ess, self.best_weights = 0.0, self._weights()
+        self.average = None if settings.ema is None else WeightAverage(self.sampler, settings.ema)
         self.started = time.perf_counter()
 
     def start_from(self, weights: Mapping[str, Tensor]) -> None:
@@ -132,6 +150,8 @@ class Trainer:
             raise ValueError(f"the weights to start from do not fit: {'; '.join(wrong[:3])}{more}")
         self.sampler.load_state_dict(weights)
         self.best_weights = self._weights()
+        if self.average is not None:
+            self.average = WeightAverage(self.sampler, self.average.decay)
 
     def run(self, on_step: Callable[["Trainer", StepRecord], None] | None = None) -> None:
         """Take the remaining steps, then restore the best weights; `on_step` sees each record.
@@ -186,6 +206,8 @@ class Trainer:
     def settle(self, record: StepRecord) -> None:
         """Keep the weights where they are the best, and make the most of those after the last step."""
         if not record.skipped:
+            if self.average is not None:
+                self.average.update(self.sampler)
             self._keep_best()
         if self.step == self.settings.steps:
             self._refine_best()
@@ -204,7 +226,9 @@ class Trainer:
         return [self.sampler.part(learning[0], self.settings.batch, generator)]
 
     def _estimate(self, learner: Sampler, generator: torch.Generator) -> Tensor:
-        surrogate, log_weight = self.estimator(learner, self.action, self.settings.batch, generator)
+        tuning = self.fine_tuner is not None and self.step >= self.schedule.first_steps
+        estimator = self.fine_tuner if tuning else self.estimator
+        surrogate, log_weight = estimator(learner, self.action, self.settings.batch, generator)
         (surrogate / self.settings.accumulate).backward()
         return log_weight
 
@@ -249,7 +273,8 @@ class Trainer:
         last, window = self.step == self.settings.steps, self.settings.window
         whole = self.step % window == 0 and len(self.recent[self.whole]) == window
         if (whole or last) and (running := self.running_ess()) >= self.best_ess:
-            self.best_ess, self.best_weights = running, self._weights()
+            self.best_ess = running
+            self.best_weights = self._weights() if self.average is None else self.average.copy()
 
     def _stop_if_hopeless(self) -> None:
         if hopeless([record.skipped for record in self.records[-MAX_SKIPPED_IN_A_ROW:]]):
@@ -268,6 +293,7 @@ class Trainer:
             "best_ess": self.best_ess,
             "best_weights": self.best_weights,
             "records": [asdict(record) for record in self.records],
+            "average": None if self.average is None else self.average.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -278,6 +304,8 @@ class Trainer:
         self.recent = [deque(recent, maxlen=self.settings.window) for recent in state["recent"]]
         self.best_ess, self.best_weights = state["best_ess"], state["best_weights"]
         self.records = [StepRecord(**record) for record in state["records"]]
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
         self.started = time.perf_counter() - (self.records[-1].seconds if self.records else 0.0)
 
     def _weights(self) -> dict[str, Tensor]:
@@ -299,17 +327,23 @@ def train(
     estimator: str = "path",
     *,
     signal_clip: float | None = None,
-    target: Callable[[int, torch.Generator | None], Tensor] | None = None,
+    target: Target | None = None,
+    noise: float | None = None,
+    difference: float | None = None,
+    fine_tuning_estimator: str | None = None,
     on_step: Callable[[Trainer, StepRecord], None] | None = None,
     **settings: Any,
 ) -> list[StepRecord]:
     """Train the sampler's flow towards `exp(-S)` in place and return one record per step.
 
-    `estimator`, `signal_clip` and `target` as in `make_estimator`; `settings` are the fields of TrainingSettings. The
-    weights of the best window (running ESS) are kept. Raises TrainingError when steps keep failing, ValueError for
+    `estimator`, `signal_clip`, `target`, `noise` and `difference` as in `make_estimator`; `settings` are the fields of
+    TrainingSettings. With `fine_tuning_estimator`, one of reverse KL, the last `fine_tuning` of the steps are by that.
+    The weights of the best window (running ESS) are kept. Raises TrainingError when steps keep failing, ValueError for
     unknown or contradictory arguments.
     """
-    chosen = make_estimator(estimator, signal_clip=signal_clip, target=target)
-    trainer = Trainer(sampler, action, chosen, TrainingSettings(**settings))
+    widths = {"noise": noise, "difference": difference}
+    chosen = make_estimator(estimator, signal_clip=signal_clip, target=target, **widths)
+    tuner = None if fine_tuning_estimator is None else make_estimator(fine_tuning_estimator)
+    trainer = Trainer(sampler, action, chosen, TrainingSettings(**settings), fine_tuner=tuner)
     trainer.run(on_step)
     return trainer.records
