@@ -35,6 +35,7 @@ def _guarded(options: Namespace) -> int:
     from latticeflow.cli.folder import UsageError
     from latticeflow.cli.sampling import SamplingError
     from latticeflow.config import ConfigError
+    from latticeflow.flows import SingularWeightsError
     from latticeflow.storage import StorageError
     from latticeflow.training import LostProcessError, TrainingError
 
@@ -46,7 +47,7 @@ def _guarded(options: Namespace) -> int:
         return _fail(error, USAGE)
     except StorageError as error:
         return _fail(error, error.exit_code)
-    except (LostProcessError, SamplingError, TrainingError) as error:
+    except (LostProcessError, SamplingError, SingularWeightsError, TrainingError) as error:
         return _fail(error, FAILED)
     except OSError as error:
         return _fail(error, IO_ERROR)

@@ -85,14 +85,17 @@ def _proposal(config: Config) -> str:
     kind, flow = (settings.kind, settings) if settings.kind == "stabilised" else (settings.flow.kind, settings.flow)
     layers = f" of {flow.layers} layers" if hasattr(flow, "layers") else ""
     layers = f" of {flow.blocks} blocks" if hasattr(flow, "blocks") else layers
+    layers = f" of {flow.levels} level{'s' * (flow.levels > 1)}" if hasattr(flow, "levels") else layers
     pieces = f"pieces {settings.pieces}, " if settings.kind == "piecewise" else ""
     return f"{pieces}prior {settings.prior.kind}, flow {kind}{layers}"
 
 
 def _by_parts(settings: TrainingSettings) -> str:
+    by = f" by {settings.fine_tuning_estimator}" if settings.fine_tuning_estimator else ""
+    tuned = f"fine tuning {settings.fine_tuning:.3g}{by}" if settings.fine_tuning is not None else ""
     if settings.parts is None or settings.schedule == END_TO_END:
-        return ""
-    return f" end to end; parts {list(settings.parts)}, {settings.schedule}, fine tuning {settings.fine_tuning:.3g}"
+        return f"; {tuned}" * bool(by)
+    return f" end to end; parts {list(settings.parts)}, {settings.schedule}, {tuned}"
 
 
 def machine() -> str:

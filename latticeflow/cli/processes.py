@@ -14,7 +14,9 @@ from latticeflow.cli.folder import UsageError
 from latticeflow.cli.stopping import SIGNALS
 from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
+from latticeflow.config.problems import alternatives
 from latticeflow.training import LostProcessError, run_pipeline
+from latticeflow.training.estimators import REVERSE
 from latticeflow.training.exchange import short
 from latticeflow.training.pipeline import split
 from latticeflow.training.schedule import SIMULTANEOUS
@@ -32,11 +34,13 @@ def check_shared(config: Config, *, training: bool) -> None:
     """Raise UsageError for a configuration that several processes cannot share; `training` says whether it trains."""
     settings, several = config.training, processes()
     kind = settings and settings.schedule
-    if not training or kind != SIMULTANEOUS or settings.parts is None or settings.estimator == "forward_kl":
+    if not training or kind != SIMULTANEOUS or settings.parts is None or settings.estimator not in REVERSE:
         raise UsageError(
             f"{several} processes can only share a training by parts from the action: training.parts, "
-            f'training.schedule = "{SIMULTANEOUS}" and an estimator other than "forward_kl"; start one process'
+            f'training.schedule = "{SIMULTANEOUS}" and training.estimator {alternatives([*REVERSE])}; start one process'
         )
+    if settings.ema is not None:
+        raise UsageError(f"training.ema: {several} processes have no average of all weights; start one process")
     try:
         split(len(settings.parts), several)
     except ValueError as error:

@@ -89,13 +89,16 @@ def start_from(config: Config, trainer: Trainer) -> None:
 
 
 def trained_sampler(folder: RunFolder) -> Sampler:
-    """Return the sampler with the best weights of a finished training. Raises UsageError where it is not finished."""
+    """Return the sampler with the best weights of a finished training, or without one, in evaluation mode.
+
+    Raises UsageError where the training is not finished.
+    """
     if folder.config.clustered and needs_training(folder.config):
-        return fitted_sampler(folder)
+        return fitted_sampler(folder).eval()
     sampler = build_sampler(folder.config)
     if needs_training(folder.config):
         sampler.load_state_dict(_finished_training(folder)["best_weights"])
-    return sampler
+    return sampler.eval()
 
 
 def training_records(folder: RunFolder) -> list[dict[str, Any]]:

@@ -16,7 +16,8 @@ from latticeflow.training.estimators import ON_SAMPLES, REVERSE
 from latticeflow.training.score import WIDTHS
 
 MOST_STEPS = 10**6
-REAL_FLOWS = ("coupling", "autoregressive", "linear", "glow")
+LINEAR_FLOWS = ("linear", "glow")
+REAL_FLOWS = ("coupling", "autoregressive", *LINEAR_FLOWS)
 BREAST_CANCER_DIMENSION = 62
 
 Values = Mapping[str, Any]
@@ -68,10 +69,10 @@ def density_dimension(values: Values) -> list[Problem]:
 
 
 def flow_theory(values: Values) -> list[Problem]:
-    """A gauge flow acts on links, flows of real fields on anything else."""
+    """A gauge flow acts on links, flows of real fields on anything else; `ebflow_layers` are of their own."""
     theory, flow = values["action.kind"], values["sampler.flow.kind"]
     gauge = theory in GAUGE_THEORIES
-    if flow == "identity" or (flow == "gauge") == gauge:
+    if values.get("sampler.kind") == "ebflow" or flow == "identity" or (flow == "gauge") == gauge:
         return []
     fitting = alternatives(["gauge", "identity"] if gauge else [*REAL_FLOWS, "identity"])
     return [Problem("sampler.flow.kind", f"{fitting} for action.kind = {written(theory)}", written(flow))]
@@ -83,6 +84,14 @@ def sampler_theory(values: Values) -> list[Problem]:
     if sampler not in ("stabilised", "ebflow") or theory not in GAUGE_THEORIES:
         return []
     return [Problem("sampler.kind", f'"flow" or "piecewise" for action.kind = {written(theory)}', written(sampler))]
+
+
+def ebflow_layers(values: Values) -> list[Problem]:
+    """An energy-based flow has linear layers."""
+    flow = values["sampler.flow.kind"]
+    if values["sampler.kind"] != "ebflow" or values["action.kind"] in GAUGE_THEORIES or flow in LINEAR_FLOWS:
+        return []
+    return [Problem("sampler.flow.kind", f'{alternatives(LINEAR_FLOWS)} for sampler.kind = "ebflow"', written(flow))]
 
 
 def coupling_mask(values: Values) -> list[Problem]:
@@ -215,7 +224,9 @@ def _countable_steps(values: Values, section: str) -> list[Problem]:
 def something_to_train(values: Values) -> list[Problem]:
     """The identity has no parameters, but for the affine map that a cluster's samples set."""
     steps = values["training.steps"]
-    if steps == 0 or values["sampler.flow.kind"] != "identity" or values.get("sampler.pieces") == "clusters":
+    if steps == 0 or values["sampler.flow.kind"] != "identity" or values.get("sampler.kind") == "ebflow":
+        return []
+    if values.get("sampler.pieces") == "clusters":
         return []
     flow = "gauge" if values.get("action.kind") in GAUGE_THEORIES else "coupling"
     hint = f"leave [training] out, or choose sampler.flow.kind = {written(flow)}"
@@ -227,8 +238,9 @@ def training_samples(values: Values) -> list[Problem]:
     estimator, samples, draws = (values[f"training.{key}"] for key in ("estimator", "samples", "draws"))
     given = {key: found for key, found in (("samples", samples), ("draws", draws)) if found is not None}
     if estimator in REVERSE:
-        learning = alternatives([*ON_SAMPLES, "explicit"])
-        expected = f"no such key with training.estimator = {written(estimator)} (only {learning} learns from samples)"
+        learning = ", ".join(map(written, [*ON_SAMPLES, "explicit"]))
+        name = written(estimator)
+        expected = f"no such key with training.estimator = {name} (those that learn from samples are {learning})"
         return [Problem(f"training.{key}", expected, written(found)) for key, found in given.items()]
     if not given and estimator in ON_SAMPLES:
         expected = f"path of an ensemble, or training.draws, for training.estimator = {written(estimator)}"
@@ -319,6 +331,7 @@ CHECKS = (
     density_dimension,
     flow_theory,
     sampler_theory,
+    ebflow_layers,
     coupling_mask,
     coupling_kernel,
     flow_tiles,

@@ -1,7 +1,7 @@
 """Which sections and keys exist, read off the pydantic models: for messages, cross-checks and the reference."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any, get_args
 
@@ -36,12 +36,11 @@ class Section:
 
 @cache
 def sections(root: Model) -> dict[Path, Section]:
-    """Return every section below a model by its path, the model itself under `()`."""
+    """Return every section below a model by its path, the model itself under `()`; the first one describes it."""
     found = {(): Section((), "", {"": root})}
     for section in _walk(root, ()):
-        known = found.get(section.path)
-        variants = {**known.variants, **section.variants} if known else section.variants
-        found[section.path] = Section(section.path, section.description, variants)
+        known = found.setdefault(section.path, section)
+        found[section.path] = replace(known, variants={**known.variants, **section.variants})
     return found
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from itertools import accumulate
 from typing import Any, NamedTuple
 
-from latticeflow.config.problems import Problem, alternatives, refused, written
+from latticeflow.config.problems import Problem, refused, written
 from latticeflow.flows.coupling import CYCLE as COUPLING_CYCLE
 from latticeflow.flows.gauge import CYCLE as GAUGE_CYCLE
 from latticeflow.training.estimators import SCORE_ESTIMATORS
@@ -38,10 +38,11 @@ def part_keys(values: Values) -> list[Problem]:
     """A flow that is not cut has no parts to take turns."""
     if values["training.parts"] is not None:
         return []
+    without = "no such key without training.parts"
+    problems = list(refused(values, "training", [key for key in OF_PARTS if key not in OF_STAGES], without))
     if values["training.fine_tuning_estimator"] is None:
-        return list(refused(values, "training", OF_PARTS, "no such key without training.parts"))
-    own = [key for key in OF_PARTS if key not in OF_STAGES]
-    return list(refused(values, "training", own, "no such key without training.parts"))
+        problems += refused(values, "training", OF_STAGES, f"{without} or training.fine_tuning_estimator")
+    return problems
 
 
 def parts_sampler(values: Values) -> list[Problem]:
@@ -54,7 +55,8 @@ def parts_sampler(values: Values) -> list[Problem]:
         return [Problem("training.parts", expected, written(parts))]
     flow = values["sampler.flow.kind"] if kind == "flow" else kind
     if flow not in LAYERS:
-        reason = "there are no layers to cut" if flow == "identity" else f"{alternatives([*LAYERS])} is cut"
+        known = ", ".join(map(written, LAYERS))
+        reason = "there are no layers to cut" if flow == "identity" else f"those that are cut are {known}"
         expected = f"no such key for sampler.flow.kind = {written(flow)} ({reason})"
         return [Problem("training.parts", expected, written(parts))]
     return []

@@ -5,6 +5,7 @@ from typing import Any
 
 from latticeflow.config.families import DENSITIES, GAUGE_THEORIES
 from latticeflow.config.problems import Problem, alternatives, refused, written
+from latticeflow.training.estimators import SCORE_ESTIMATORS
 
 PIECES = {"charge": GAUGE_THEORIES, "sign": ("scalar",), "clusters": ("scalar", *DENSITIES)}
 OF_CLUSTERS = ("clusters", "most_clusters", "smallest_cluster", "clusterer", "neighbourhood", "noise")
@@ -76,6 +77,15 @@ def pieces_prior(values: Values) -> list[Problem]:
     return problems
 
 
+def pieces_score(values: Values) -> list[Problem]:
+    """The density of a mixture of mirror images has no energy of its own."""
+    estimator = values["training.estimator"]
+    if values["sampler.pieces"] != "sign" or estimator not in SCORE_ESTIMATORS:
+        return []
+    expected = 'an estimator of a Kullback-Leibler divergence for sampler.pieces = "sign" (scores are of one flow)'
+    return [Problem("training.estimator", expected, written(estimator))]
+
+
 def cluster_keys(values: Values) -> list[Problem]:
     """Charges and signs are pieces by themselves."""
     pieces = values["sampler.pieces"]
@@ -124,7 +134,7 @@ def step_keys(values: Values) -> list[Problem]:
         return []
     expected = 'no such key for sampler.pieces = "clusters" (flows are fitted to samples)'
     given = [key for key, default in OF_STEPS.items() if written(values[f"training.{key}"]) != written(default)]
-    return list(refused(values, "training", (*given, "start_from"), expected))
+    return list(refused(values, "training", (*given, "start_from", "fine_tuning_estimator"), expected))
 
 
 def fit_keys(values: Values) -> list[Problem]:
@@ -151,6 +161,7 @@ PIECE_CHECKS = (
     pieces_vacuum,
     pieces_kernels,
     pieces_prior,
+    pieces_score,
     cluster_keys,
     clusterer_keys,
     fitted_pieces,

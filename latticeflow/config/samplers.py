@@ -176,7 +176,9 @@ class FlowSamplerSettings(Settings):
         'sampler, else "normal".',
     )
     flow: Flow = Field(
-        discriminator="kind", description='The bijection applied to the prior\'s draws. Absent: "identity".'
+        discriminator="kind",
+        description='The bijection applied to the prior\'s draws. Absent: "linear" for an energy-based flow, else '
+        '"identity".',
     )
 
 
@@ -236,6 +238,4 @@ class EBFlowSamplerSettings(Settings):
 
     kind: Literal["ebflow"] = Field(description="energy-based flow of a real field")
     prior: Prior = Field(discriminator="kind", description="The base distribution.")
-    flow: LinearFlowSettings | GlowFlowSettings = Field(
-        discriminator="kind", description='A bijection with linear layers. Absent: "linear".'
-    )
+    flow: Flow = Field(discriminator="kind", description='A bijection with linear layers. Absent: "linear".')

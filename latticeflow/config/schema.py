@@ -123,7 +123,7 @@ class TrainingSettings(Settings):
         None,
         min_length=1,
         description="HDF5 ensemble of the theory to learn from, at any couplings; forward_kl and scores of samples "
-        "need it or draws, explicit takes its own draws without",
+        "need it or draws, explicit draws from the sampler without",
     )
     draws: Several | None = Field(
         None, description="exact independent draws to learn from instead, of densities that have them"

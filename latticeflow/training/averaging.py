@@ -41,7 +41,7 @@ class WeightAverage:
         return {name: tensor.clone() for name, tensor in self.weights.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "weights": self.weights}
+        return {"updates": self.updates, "weights": self.copy()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.updates = state["updates"]

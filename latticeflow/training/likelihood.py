@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from latticeflow.flows import SingularWeightsError
 from latticeflow.samplers import Sampler
 from latticeflow.streams import stream
 from latticeflow.training.averaging import WeightAverage
@@ -108,11 +109,15 @@ def fit(
 
     Raises ValueError for data that are not finite or do not fit the sampler, weights that are not `(n,)`, negative, not
     finite or all zero, fewer than two samples of positive weight in either part and a sampler without parameters;
-    TrainingError, the best weights being restored, for 20 skipped steps in a row and if no held-out loss was finite.
+    TrainingError, the best weights being restored, for 20 skipped steps in a row, singular weights of a layer, which it
+    names, and if no held-out loss was finite.
     """
     fitting = _Fit(sampler, data, weights, settings or LikelihoodSettings())
     try:
         fitting.run()
+    except SingularWeightsError as error:
+        rate = fitting.settings.learning_rate
+        raise TrainingError(f"step {fitting.step}: {error}; lower learning_rate ({rate:g})") from error
     finally:
         sampler.load_state_dict(fitting.best_weights)
         sampler.train(fitting.was_training)
@@ -148,6 +153,7 @@ class _Fit:
         self.schedule = Schedule(*turns, on_data=True)
         self.loss = self._make_loss()
         self.average = None if settings.ema is None else WeightAverage(sampler, settings.ema)
+        self.step = 0
         self.records: list[FitRecord] = []
         self.best, self.best_weights = math.inf, self._weights()
         self.started = time.perf_counter()
@@ -168,6 +174,7 @@ class _Fit:
         self._evaluate(0, [])
         losses, skipped_in_a_row, waited = [], 0, 0
         for step in range(1, settings.steps + 1):
+            self.step = step
             losses.append(self._take_step(step - 1, next(batches)))
             skipped_in_a_row = 0 if math.isfinite(losses[-1]) else skipped_in_a_row + 1
             if skipped_in_a_row == MAX_SKIPPED_IN_A_ROW:

@@ -18,7 +18,7 @@ from torch import Generator
 
 from latticeflow.samplers import PartwiseSampler
 from latticeflow.samplers.partwise import GivenDraws, Part
-from latticeflow.training.estimators import ForwardKL, reparametrisation
+from latticeflow.training.estimators import OnSamples, reparametrisation
 from latticeflow.training.exchange import Exchange
 from latticeflow.training.schedule import SIMULTANEOUS
 from latticeflow.training.trainer import MAX_SKIPPED_IN_A_ROW, StepRecord, Trainer, hopeless
@@ -48,8 +48,12 @@ def shares(trainer: Trainer, processes: int) -> list[range]:
     kind = trainer.settings.schedule
     if not isinstance(trainer.sampler, PartwiseSampler) or kind != SIMULTANEOUS:
         raise ValueError(f"several processes need parts and schedule {SIMULTANEOUS!r}, got schedule {kind!r}")
-    if isinstance(trainer.estimator, ForwardKL):
-        raise ValueError("estimator forward_kl starts from samples at the last part; several processes cannot share it")
+    if isinstance(trainer.estimator, OnSamples):
+        raise ValueError(
+            "an estimator on samples, as forward_kl, starts at the last part; several processes cannot share it"
+        )
+    if trainer.average is not None:
+        raise ValueError("ema needs all weights in every step; several processes cannot share it")
     return split(len(trainer.sampler.parts), processes)
 
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from latticeflow.actions import Action
-from latticeflow.samplers import Sampler
+from latticeflow.flows import SingularWeightsError
+from latticeflow.samplers import FlowSampler, Sampler
 from latticeflow.stats import ess
 from latticeflow.streams import stream
 from latticeflow.training.averaging import WeightAverage
@@ -106,8 +107,8 @@ class Trainer:
     """The state of a training run: everything `state_dict` holds is needed to go on bit for bit.
 
     A `PartwiseSampler` trains by the schedule of the settings; any other one end to end. With `fine_tuner`, the last
-    `fine_tuning` of the steps are by that estimator. Raises ValueError for parts that are to match scores: what is
-    before a part has no score that a part could carry.
+    `fine_tuning` of the steps are by that estimator. Raises ValueError for parts that are to match scores, as what is
+    before a part has no score that a part could carry, and for samplers that are no flow.
     """
 
     sampler: Sampler
@@ -126,7 +127,10 @@ class Trainer:
         parts = len(self.optimizers.parts)
         turns = settings.schedule, parts, settings.steps, settings.fine_tuning, settings.fine_tuning_rate
         self.schedule = Schedule(*turns, on_data=learning, stages=self.fine_tuner is not None)
-        if self.schedule.local_steps and isinstance(self.estimator, ExplicitScore | ScoreMatching):
+        matching = isinstance(self.estimator, ExplicitScore | ScoreMatching)
+        if matching and not isinstance(self.sampler, FlowSampler):
+            raise ValueError(f"scores are those of one flow, got a {type(self.sampler).__name__}")
+        if matching and self.schedule.local_steps:
             raise ValueError("parts of a flow cannot match scores by themselves; choose schedule 'end_to_end'")
         self.whole = 0 if learning else -1  # the place of the part whose objective is that of the whole sampler
         self.recent: list[deque[Tensor]] = [deque(maxlen=settings.window) for _ in range(parts)]
@@ -156,7 +160,8 @@ class Trainer:
     def run(self, on_step: Callable[["Trainer", StepRecord], None] | None = None) -> None:
         """Take the remaining steps, then restore the best weights; `on_step` sees each record.
 
-        Raises TrainingError when the last 20 steps, those of an earlier life included, were all skipped.
+        Raises TrainingError when the last 20 steps, those of an earlier life included, were all skipped, and, naming
+        the layer, when weights have become singular.
         """
         while self.step < self.settings.steps:
             record = self._take_step()
@@ -168,10 +173,15 @@ class Trainer:
         self.sampler.load_state_dict(self.best_weights)
 
     def _take_step(self) -> StepRecord:
-        if self.step % REFINE_EVERY == 0:
-            self._refine()
         learning = self.schedule.learning(self.step)
-        record = self.learn(learning, partial(self._learners, learning))
+        try:
+            if self.step % REFINE_EVERY == 0:
+                self._refine()
+            record = self.learn(learning, partial(self._learners, learning))
+        except SingularWeightsError as error:
+            raise TrainingError(
+                f"step {self.step + 1}: {error}; lower learning_rate ({self.settings.learning_rate:g})"
+            ) from error
         self.settle(record)
         return record
 

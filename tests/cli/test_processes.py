@@ -171,7 +171,13 @@ def test_learning_from_samples_is_refused(program, config, announced, tmp_path):
     samples.touch()
     announced(2)
     changes = ["--set", "training.estimator=forward_kl", "--set", f'training.samples="{samples}"']
-    assert 'an estimator other than "forward_kl"' in program("train", config, *changes).refused(USAGE)
+    message = program("train", config, *changes).refused(USAGE)
+    assert 'training.estimator "reinforce", "reparametrisation" or "path"' in message
+
+
+def test_averages_of_weights_are_refused(program, config, announced):
+    announced(2)
+    assert "training.ema: 2 processes" in program("train", config, "--set", "training.ema=0.9").refused(USAGE)
 
 
 def test_more_processes_than_parts_are_refused(program, config, announced):

@@ -332,7 +332,17 @@ def test_fits_are_configured():
     overrides += ["training.decay=none", "training.gradient_clip=4.0", "run.seed=9"]
     settings = fit_settings(parse_config(MOONS, overrides))
     whole = {"schedule": "end_to_end", "fine_tuning": 1 / 3, "fine_tuning_rate": None, "learning_rates": None}
+    whole |= {"loss": "likelihood", "noise": None, "difference": None, "ema": None}
     assert vars(settings) == {**keys, **whole, "decay": "none", "gradient_clip": 4.0, "seed": 9, "weight_decay": 0.0}
+
+
+def test_fits_keep_averages_where_they_are_asked_for():
+    assert fit_settings(parse_config(MOONS, ["training.ema=0.9"])).ema == 0.9
+
+
+def test_fits_have_no_steps_by_another_estimator(problems):
+    found = problems(MOONS, "training.fine_tuning_estimator=path")
+    assert list(found) == ["training.fine_tuning_estimator"]
 
 
 def test_chains_by_hmc_start_from_the_prior():

@@ -57,7 +57,8 @@ block = 0
         ("training.seed", "seed belongs to [run]"),
         (
             "chain.layers",
-            'layers belongs to [sampler] of kind "stabilised" or [sampler.flow] of kind "gauge" or "coupling"',
+            'layers belongs to [sampler] of kind "stabilised" or '
+            '[sampler.flow] of kind "gauge", "coupling" or "linear"',
         ),
         ("sampler.prior.scale", 'scale belongs to [action] of kind "funnel" or [sampler.prior] of kind "normal"'),
         ("sampler.tau", 'tau belongs to [sampler] of kind "stabilised"'),

@@ -15,6 +15,7 @@ COUPLING = '[sampler.flow]\nkind = "coupling"\n'
 AUTOREGRESSIVE = '[sampler.flow]\nkind = "autoregressive"\n'
 SECTIONS = {"sampler": STABILISED, "sampler.flow": COUPLING}
 QUENCHED = 'sampler.prior={kind = "quenched"}'
+REAL_FLOWS = '"coupling", "autoregressive", "linear", "glow"'
 
 
 def only(found, path):
@@ -45,8 +46,8 @@ def test_with_links_the_kind_alone_is_complained_about(problems):
     [
         (U1, "coupling", '"gauge" or "identity" for action.kind = "u1"'),
         (U1, "autoregressive", '"gauge" or "identity" for action.kind = "u1"'),
-        (PHI4, "gauge", '"coupling", "autoregressive" or "identity" for action.kind = "scalar"'),
-        (DENSITY, "gauge", '"coupling", "autoregressive" or "identity" for action.kind = "student_t"'),
+        (PHI4, "gauge", f'{REAL_FLOWS} or "identity" for action.kind = "scalar"'),
+        (DENSITY, "gauge", f'{REAL_FLOWS} or "identity" for action.kind = "student_t"'),
     ],
 )
 def test_flows_have_their_theories(problems, text, flow, expected):

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from latticeflow.config import Config, ConfigError
 from latticeflow.config.loading import parse_config
-from latticeflow.training.estimators import ESTIMATORS
+from latticeflow.training.estimators import ESTIMATORS, ON_SAMPLES
 
 U1 = '[lattice]\nshape = [8, 8]\n[action]\nkind = "u1"\nbeta = 2\n'
 FREE = '[lattice]\nshape = [6]\n[action]\nkind = "scalar"\nm2 = 1\nlam = 0\n'
@@ -74,6 +74,7 @@ def test_defaults_of_training_and_flow():
         "fine_tuning": None,
         "fine_tuning_rate": None,
         "learning_rates": None,
+        **dict.fromkeys(("noise", "difference", "ema", "fine_tuning_estimator")),
     }
 
 
@@ -87,7 +88,7 @@ def test_prior_is_filled_in_where_only_the_flow_is_given():
 
 def test_estimators_are_those_of_the_training_package():
     for name in ESTIMATORS:
-        samples = ['training.samples="e.h5"'] if name == "forward_kl" else []
+        samples = ['training.samples="e.h5"'] if name in ON_SAMPLES else []
         overrides = [f"training.estimator={name}", "sampler.flow.kind=gauge", *samples]
         assert parse_config(U1, overrides).training.estimator == name
 

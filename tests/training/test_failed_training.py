@@ -6,8 +6,18 @@ import pytest
 import torch
 
 from latticeflow.actions import Action, ScalarAction
-from latticeflow.samplers import StabilisedSampler
-from latticeflow.training import Trainer, TrainingError, TrainingSettings, hopeless, make_estimator
+from latticeflow.flows import linear_flow
+from latticeflow.priors import Normal
+from latticeflow.samplers import EBFlowSampler, StabilisedSampler, mirrored
+from latticeflow.training import (
+    LikelihoodSettings,
+    Trainer,
+    TrainingError,
+    TrainingSettings,
+    fit,
+    hopeless,
+    make_estimator,
+)
 
 
 class Faulty(Action):
@@ -126,3 +136,46 @@ def test_weights_with_a_non_finite_loss_are_not_the_best():
     run.run()
     assert [record.skipped for record in run.records] == [False] + [True] * 5
     assert torch.equal(weights(run), start)
+
+
+class Singular(EBFlowSampler):
+    """An energy-based flow whose last layer is 0 from a chosen evaluation of its density on, counted from 1."""
+
+    def __init__(self, bad_from):
+        super().__init__(Normal((4, 4)), linear_flow((4, 4)))
+        self.bad_from, self.calls = bad_from, 0
+
+    def energy(self, x):
+        self.calls += 1
+        if self.calls == self.bad_from:
+            self.flow.layers[2].weight.data.zero_()
+        return super().energy(x)
+
+
+@pytest.mark.parametrize("estimator", ["explicit", "path", "reinforce"])
+def test_singular_weights_end_a_training_and_are_named(estimator):
+    sampler, settings = EBFlowSampler(Normal((4, 4)), linear_flow((4, 4))), TrainingSettings(steps=9, batch=4)
+    run = Trainer(sampler, ScalarAction(1.0, 0.0), make_estimator(estimator), settings)
+
+    def spoil(trainer, record):
+        if record.step == 3:
+            trainer.sampler.flow.layers[2].weight.data.zero_()
+
+    with pytest.raises(TrainingError, match=r"step 4: the weights of layers\.2, Dense, are singular.*learning_rate"):
+        run.run(spoil)
+    assert run.step == len(run.records) == 3
+
+
+@pytest.mark.parametrize("bad_from", [3, 4])
+def test_singular_weights_end_a_fit_and_the_best_ones_are_restored(bad_from):
+    """Whether they are noticed in a step or in the evaluation after it."""
+    sampler, data = Singular(bad_from).double(), torch.randn(40, 4, 4, dtype=torch.float64)
+    with pytest.raises(TrainingError, match=r"step [23]: the weights of layers\.2, Dense, are singular"):
+        fit(sampler, data, settings=LikelihoodSettings(steps=9, batch=8, evaluate_every=2))
+    assert sampler.log_prob(data).isfinite().all()
+
+
+def test_scores_are_those_of_one_flow():
+    sampler = mirrored(StabilisedSampler((4, 4), layers=2, hidden=(4,)))
+    with pytest.raises(ValueError, match="scores are those of one flow, got a PiecewiseSampler"):
+        Trainer(sampler, ScalarAction(-4.0, 8.0), make_estimator("explicit"), TrainingSettings())

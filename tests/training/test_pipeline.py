@@ -37,6 +37,7 @@ CASES = {
     "reinforce": {"estimator": "reinforce", "fine_tuning": 0.0},
     "three": {"estimator": "path", "sizes": (2, 2, 2), "dtype": "float32"},
     "resumed": {"estimator": "path", "resume_at": 4},
+    "tuned_by_another": {"estimator": "path", "fine_tuner": "reinforce"},
     "only_end_to_end": {"estimator": "path", "fine_tuning": 1.0},
     "skipped": {"estimator": "reparametrisation", "above": 1.2, "steps": 22, "learning_rate": 3e-2},
     "hopeless": {"estimator": "reparametrisation", "above": -1.0, "steps": 60, "window": 50, "sync_every": 50},
@@ -59,11 +60,12 @@ class FailingAction(Action):
 
 def make_trainer(*, estimator="path", sizes=(2, 2), dtype="float64", above=None, target=None, **settings):
     torch.manual_seed(1)
-    flow, own = coupling_flow((4, 4), layers=sum(sizes), hidden=(4,)), settings.keys() - {"resume_at", "sync_every"}
+    flow, others = coupling_flow((4, 4), layers=sum(sizes), hidden=(4,)), {"resume_at", "sync_every", "fine_tuner"}
     sampler = PartwiseSampler(Normal((4, 4)), flow, sizes).to(getattr(torch, dtype))
     action = ScalarAction(-4.0, 8.0) if above is None else FailingAction(above)
-    chosen = TrainingSettings(**{**BASE, **{name: settings[name] for name in own}})
-    return Trainer(sampler, action, make_estimator(estimator, target=target), chosen)
+    chosen = TrainingSettings(**{**BASE, **{name: settings[name] for name in settings.keys() - others}})
+    tuner = make_estimator(settings["fine_tuner"]) if "fine_tuner" in settings else None
+    return Trainer(sampler, action, make_estimator(estimator, target=target), chosen, fine_tuner=tuner)
 
 
 def begun(case):
@@ -233,6 +235,8 @@ def test_what_cannot_be_shared_is_refused():
     samples = {"estimator": "forward_kl", "target": lambda n, generator: torch.zeros(n, 4, 4)}
     with pytest.raises(ValueError, match="forward_kl"):
         shares(make_trainer(**samples), 2)
+    with pytest.raises(ValueError, match="ema needs all weights in every step"):
+        shares(make_trainer(ema=0.9), 2)
 
 
 if __name__ == "__main__":
