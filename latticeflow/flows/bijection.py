@@ -71,7 +71,7 @@ class LinearBijection(Bijection):
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x = self.to_field(z)
-        return x, self.log_det(z.shape[1:]).expand(len(z))
+        return x, self.log_det(z.shape[1:]).to(x.device).expand(len(z))
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z, none = self.varying_inverse(x)

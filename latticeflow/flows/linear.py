@@ -210,6 +210,8 @@ class PeriodicConvolution(LinearBijection):
         expected = self.shape if self.channels is None else (self.channels, *self.shape)
         if field.shape[1:] != expected:
             raise ValueError(f"a convolution of shape {list(expected)} was given fields of {list(field.shape)}")
+        if len(field) == 0:  # which the transform refuses
+            return field
         half = (*self.shape[:-1], self.shape[-1] // 2 + 1)
         channels = field.reshape(len(field), -1, *self.shape)
         modes = torch.fft.rfftn(channels, dim=self._axes).flatten(2).permute(2, 1, 0)
@@ -226,16 +228,20 @@ class Kept:
 
     def __init__(self, layer: nn.Module) -> None:
         self.weights: Callable[[], Any] = layer.parameters
-        self.made_of: list[tuple[int, int, torch.dtype]] | None = None
+        self.made_of: list[Tensor] = []
         self.value: Any = None
 
     def __call__(self, make: Callable[[], Any]) -> Any:
         if torch.is_grad_enabled():
             return make()
-        now = [(weight.data_ptr(), weight._version, weight.dtype) for weight in self.weights()]
-        if now != self.made_of:
-            self.made_of, self.value = now, make()
+        now = list(self.weights())
+        if len(now) != len(self.made_of) or not all(map(_same, now, self.made_of)):
+            self.made_of, self.value = [weight.detach().clone() for weight in now], make()
         return self.value
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
 
 
 def check_regular(layer: nn.Module, log_det: Tensor) -> Tensor:

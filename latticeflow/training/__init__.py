@@ -7,7 +7,7 @@ from latticeflow.training.likelihood import FitRecord, LikelihoodSettings, fit
 from latticeflow.training.pieces import Fitted, fit_pieces
 from latticeflow.training.pipeline import run_pipeline
 from latticeflow.training.samples import held_out_split
-from latticeflow.training.score import SCORE_LOSSES, make_score_loss, score
+from latticeflow.training.score import SCORE_LOSSES, make_score_loss
 from latticeflow.training.trainer import StepRecord, Trainer, TrainingError, TrainingSettings, hopeless, train
 
 __all__ = [
@@ -29,6 +29,5 @@ __all__ = [
     "make_estimator",
     "make_score_loss",
     "run_pipeline",
-    "score",
     "train",
 ]

@@ -33,7 +33,7 @@ def score(sampler: FlowSampler, x: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = x if x.requires_grad else x.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(sampler.energy(leaf).sum(), leaf, create_graph=True)
-    return -gradient
+        return -gradient
 
 
 def explicit(sampler: FlowSampler, x: Tensor, action: Action) -> Tensor:
@@ -45,7 +45,8 @@ def sliced(sampler: FlowSampler, x: Tensor, generator: Generator | None) -> Tens
     """Return the loss with one direction v for each field."""
     leaf = x.detach().requires_grad_()
     s, v = score(sampler, leaf), _normal(x, generator)
-    (curvature,) = torch.autograd.grad((s * v).sum(), leaf, create_graph=True)
+    with torch.enable_grad():
+        (curvature,) = torch.autograd.grad((s * v).sum(), leaf, create_graph=True)
     return 0.5 * _square(s) + (curvature * v).flatten(1).sum(1)
 
 

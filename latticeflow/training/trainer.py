@@ -107,7 +107,7 @@ class Trainer:
     """The state of a training run: everything `state_dict` holds is needed to go on bit for bit.
 
     A `PartwiseSampler` trains by the schedule of the settings; any other one end to end. With `fine_tuner`, the last
-    `fine_tuning` of the steps are by that estimator. Raises ValueError for parts that are to match scores, as what is
+    `fine_tuning` of the steps are by that estimator, and the best weights are chosen among theirs. Raises ValueError for parts that are to match scores, as what is
     before a part has no score that a part could carry, and for samplers that are no flow.
     """
 
@@ -174,6 +174,8 @@ class Trainer:
 
     def _take_step(self) -> StepRecord:
         learning = self.schedule.learning(self.step)
+        if self.fine_tuner is not None and self.step == self.schedule.first_steps:
+            self._begin_fine_tuning()
         try:
             if self.step % REFINE_EVERY == 0:
                 self._refine()
@@ -184,6 +186,12 @@ class Trainer:
             ) from error
         self.settle(record)
         return record
+
+    def _begin_fine_tuning(self) -> None:
+        """Forget windows whose fields another estimator drew, and which weights were the best of them."""
+        self.best_ess = 0.0
+        for recent in self.recent:
+            recent.clear()
 
     def learn(self, learning: Sequence[int] | None, learners: Learners) -> StepRecord:
         """Let these parts learn for a step, None for all together; the record is of them alone.

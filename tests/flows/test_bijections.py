@@ -127,6 +127,15 @@ def test_round_trip_and_opposite_log_determinants(case):
     assert_close(log_det_ahead, -log_det_inverse, rtol=0, atol=1e-8)
 
 
+def test_no_part_of_the_inverse_is_constant(case):
+    flow, links = case
+    (latent, log_det), (same, varying) = flow.inverse(links), flow.varying_inverse(links)
+    assert torch.equal(same, latent)
+    assert torch.equal(varying, log_det)
+    assert flow.constant_log_det(links.shape[1:]) == 0
+    assert not flow.constant_jacobian
+
+
 def test_shapes_dtypes_and_independence_of_the_batch(case):
     flow, links = case
     for _, direction in both_ways(flow):

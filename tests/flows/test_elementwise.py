@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from latticeflow.flows import ActNorm, ElementwiseAffine, Permutation, Softplus
+from latticeflow.flows import ActNorm, ElementwiseAffine, Permutation, Reflection, Softplus
 
 SHAPE = (3, 2)
 
@@ -240,3 +240,10 @@ def test_softplus_is_the_formula_and_positive():
     back, log_det_back = Softplus().inverse(x)
     assert_close(back, z, rtol=1e-12, atol=1e-12)
     assert_close(log_det_back, -log_det, rtol=1e-12, atol=1e-12)
+
+
+def test_the_log_determinant_of_a_reflection_is_on_the_device_of_the_field():
+    for direction in (Reflection().forward, Reflection().inverse):
+        moved, log_det = direction(torch.empty(2, 3, device="meta"))
+        assert log_det.device == moved.device
+        assert log_det.shape == (2,)

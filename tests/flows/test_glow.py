@@ -125,7 +125,7 @@ def test_the_global_seed_decides_the_start():
     flows = [seeded(lambda: glow((1, 4, 4), levels=2, steps=1), seed=seed) for seed in (1, 1, 2)]
     first, again, other = (flow.state_dict() for flow in flows)
     assert all(torch.equal(weight, again[name]) for name, weight in first.items())
-    assert not torch.equal(first["layers.1.layer.matrix.factors"], other["layers.1.layer.factors"])
+    assert not torch.equal(first["layers.1.layer.matrix.factors"], other["layers.1.layer.matrix.factors"])
 
 
 def test_the_start_keeps_lengths():
@@ -159,6 +159,20 @@ def test_levels_of_one_channel_of_four_by_four():
     assert torch.equal(level_variables((1, 4, 4), 1), corners)
     going_on = [[corners[channel, i, j]] for channel in (0, 1) for i in (0, 1) for j in (0, 1)]
     assert torch.equal(level_variables((1, 4, 4), 2), torch.tensor(going_on)[..., None])
+
+
+def test_two_extents_are_one_channel():
+    """The same variables at every level, and the same flow of the field without its axis of channels."""
+    for level in (1, 2, 3):
+        assert torch.equal(level_variables((8, 16), level), level_variables((1, 8, 16), level))
+    planar, channels = (small(shape, 2) for shape in ((8, 4), (1, 8, 4)))
+    assert planar.state_dict().keys() == channels.state_dict().keys()
+    fields = normal(BATCH, 8, 4)
+    for direction in DIRECTIONS:
+        moved, log_det = getattr(planar, direction)(fields)
+        expected, log_det_expected = getattr(channels, direction)(fields[:, None])
+        assert torch.equal(moved, expected[:, 0])
+        assert torch.equal(log_det, log_det_expected)
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
@@ -279,13 +293,13 @@ def test_convolution_is_one_matrix_at_every_site(channels, sites):
 @pytest.mark.parametrize("channels", [1, 2, 5, 16])
 def test_convolution_starts_as_the_orthogonal_matrix_drawn(channels):
     layer = seeded(lambda: InvertibleConvolution(channels))
-    assert layer.factors.dtype == layer.signs.dtype == torch.float32
+    assert layer.matrix.factors.dtype == layer.matrix.signs.dtype == torch.float32
     matrix = layer(torch.eye(channels))[0].T
     drawn = seeded(lambda: torch.nn.init.orthogonal_(torch.empty(channels, channels, dtype=torch.float64)))
     assert_close(matrix, drawn.float(), rtol=0, atol=1e-5)
     assert_close(matrix @ matrix.T, torch.eye(channels), rtol=0, atol=1e-5)
     assert layer(torch.eye(channels))[1].abs().max() < 1e-5
-    assert torch.equal(layer.signs.abs(), torch.ones(channels))
+    assert torch.equal(layer.matrix.signs.abs(), torch.ones(channels))
     assert channels == 1 or (matrix - torch.eye(channels)).abs().max() > 0.1
 
 
@@ -293,7 +307,7 @@ def test_convolution_starts_are_not_of_one_kind():
     """Rotations and reflections, with many orders of the rows, so that nothing fixed is lost by the LU form."""
     layers = seeded(lambda: [InvertibleConvolution(4) for _ in range(50)])
     assert {torch.linalg.det(layer(torch.eye(4))[0]).round().item() for layer in layers} == {-1.0, 1.0}
-    assert len({tuple(layer.pivots.tolist()) for layer in layers}) > 10
+    assert len({tuple(layer.matrix.pivots.tolist()) for layer in layers}) > 10
 
 
 @pytest.mark.parametrize("strength", [1.0, 5.0])
@@ -302,11 +316,11 @@ def test_no_weights_make_the_convolution_singular(strength):
     layer = perturbed(seeded(lambda: InvertibleConvolution(6)), strength=strength)
     matrix = layer(torch.eye(6, dtype=torch.float64))[0]
     sign, log_size = torch.linalg.slogdet(matrix)
-    permuted = torch.linalg.det(torch.eye(6)[layer.pivots]).round()
-    assert sign == layer.signs.prod() * permuted
-    assert_close(log_size, layer.factors.diagonal().sum(), rtol=0, atol=1e-6)
+    permuted = torch.linalg.det(torch.eye(6)[layer.matrix.pivots]).round()
+    assert sign == layer.matrix.signs.prod() * permuted
+    assert_close(log_size, layer.matrix.factors.diagonal().sum(), rtol=0, atol=1e-6)
     with torch.no_grad():
-        layer.factors.zero_()
+        layer.matrix.factors.zero_()
     assert_close(layer(torch.eye(6, dtype=torch.float64))[0].det().abs(), torch.ones((), dtype=torch.float64))
 
 
@@ -378,7 +392,7 @@ def test_periodic_flows_commute_with_translations_by_blocks(shape, levels):
     [
         ((1, 8, 6), {"levels": 2}, r"sides of the shape \[1, 8, 6\] must be divisible by 4, for level 2"),
         ((1, 8, 8), {"levels": 4}, r"sides of the shape \[1, 8, 8\] must be divisible by 16, for level 4"),
-        ((8, 8), {}, r"lattice shape \[8, 8\] has 2 extents, expected 3"),
+        ((8,), {}, r"lattice shape \[8\] has 1 extents, expected 3"),
         ((0, 8, 8), {}, r"lattice shape \[0, 8, 8\] must hold positive integers"),
         ((1, 8, 8), {"levels": 0}, "levels must be an integer of at least 1, got 0"),
         ((1, 8, 8), {"steps": 0}, "steps must be an integer of at least 1, got 0"),
@@ -432,6 +446,7 @@ def test_layers_refuse_fields_of_another_shape(direction):
         (ChannelCoupling(4), (2, 6, 3, 3), r"a coupling of 4 channels was given fields of \[2, 6, 3, 3\]"),
         (ChannelCoupling(4), (2, 4, 3), r"a coupling of 4 channels was given fields of \[2, 4, 3\]"),
         (AtLevel(Reflection(), (1, 4, 4), level=1), (2, 1, 4, 8), r"level of the shape \[1, 4, 4\] was given fields"),
+        (AtLevel(Reflection(), (4, 4), level=1), (2, 1, 4, 4), r"level of the shape \[4, 4\] was given fields"),
     ]:
         with pytest.raises(ValueError, match=message):
             getattr(layer, direction)(torch.zeros(shape))

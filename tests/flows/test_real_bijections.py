@@ -15,20 +15,28 @@ from latticeflow.flows import (
     ChannelCoupling,
     Clamp,
     Coupling,
+    Cubic,
+    Dense,
     ElementwiseAffine,
     InvertibleConvolution,
+    Logit,
+    LUDense,
     MaskedAutoregressive,
+    PeriodicConvolution,
     Permutation,
     Reflection,
     Sequential,
+    SmoothLeakyReLU,
     Softplus,
     SplineMap,
     autoregressive_flow,
     coupling_flow,
     glow,
+    linear_flow,
 )
 from latticeflow.flows.autoregressive import MaskedNetwork
 from latticeflow.flows.clamps import CLAMPS
+from latticeflow.flows.linear import TriangularFactors
 from latticeflow.flows.networks import Conditioner
 from latticeflow.flows.site_masks import MASKS, mask_cycle
 from latticeflow.samplers import StabilisedSampler
@@ -60,8 +68,14 @@ def randomised(flow, seed, *, strength=0.5):
             for layer in coupling.network[::2]:
                 layer.weight.div_(strength * math.sqrt(layer.weight[0].numel()))
             coupling.network[-1].weight.mul_(2 * strength)
-        for convolution in (module for module in flow.modules() if isinstance(module, InvertibleConvolution)):
-            convolution.factors.div_(math.sqrt(convolution.channels))
+        for matrix in (module for module in flow.modules() if isinstance(module, TriangularFactors)):
+            matrix.factors.div_(math.sqrt(len(matrix.factors)))
+            matrix.factors.diagonal().add_(0.3)
+        for dense in (module for module in flow.modules() if isinstance(module, Dense)):
+            dense.weight.div_(math.sqrt(len(dense.weight))).diagonal().add_(1.5)
+        for convolution in (module for module in flow.modules() if isinstance(module, PeriodicConvolution)):
+            weight = convolution.weight.div_(math.sqrt(convolution.weight[0].numel()))
+            weight[(..., *(extent // 2 for extent in weight.shape[2:]))].diagonal().add_(1.5)
     return flow.double()
 
 
@@ -108,11 +122,51 @@ GLOW = [
     ((1, 4, 4), {"levels": 2, "steps": 2, "parts": 2, "periodic": True}),
     ((3, 4, 2), {"levels": 1, "steps": 1, "clamp": Clamp("tanh", negative=0.5)}),
     ((2, 4, 4), {"levels": 2, "steps": 1}),
+    ((4, 4), {"levels": 2, "steps": 1, "periodic": True}),
+]
+
+CONVOLUTIONS = [
+    ((5,), {}),
+    ((6,), {"kernel": 3}),
+    ((4, 3), {"kernel": 5}),
+    ((3, 4), {"channels": 3}),
+    ((2, 4, 4), {"kernel": 3, "channels": 2}),
+    ((2, 3, 4), {"kernel": 3}),
+]
+
+LINEAR_FLOWS = [
+    ((3, 2), {"activation": "cubic"}),
+    ((5,), {"linear": "lu", "activation": "cubic"}),
+    ((4, 4), {"linear": "convolution", "activation": "cubic", "kernel": 3, "layers": 3}),
 ]
 
 
 def stabilised(shape, **options):
     return StabilisedSampler(shape, **{"layers": 4, "hidden": [6], "tau": 1.0, **options}).flow
+
+
+def convolution(shape, **options):
+    """Return one for fields of this shape, the channels included."""
+    return PeriodicConvolution(shape[1:] if "channels" in options else shape, **options)
+
+
+def seeded(build, seed):
+    """Build under a seed of the global generator and leave that as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return build()
+
+
+def linear_layers():
+    """Return constructors `(shape, build(odd))` of those of all variables, the activations and the flows of both."""
+    for shape in [(1,), (5,), (2, 3)]:
+        yield f"dense {shape}", shape, lambda odd, s=shape: Dense(s, shift=not odd)
+        yield f"triangular dense {shape}", shape, lambda odd, s=shape: LUDense(s, shift=not odd)
+    for shape, options in CONVOLUTIONS:
+        name = f"periodic convolution {shape} {options}"
+        yield name, shape, lambda odd, s=shape, o=options: convolution(s, shift=not odd, **o)
+    for shape, options in LINEAR_FLOWS:
+        yield f"linear flow {shape} {options}", shape, lambda odd, s=shape, o=options: linear_flow(s, odd=odd, **o)
 
 
 def act_norm(shape, **options):
@@ -171,6 +225,22 @@ def registry():
     for shape, options in GLOW:
         name = f"glow {shape} " + " ".join(f"{key}={value}" for key, value in options.items())
         cases[name] = shape, lambda s=shape, o=options: randomised(glow(s, hidden=5, **o), seed=15).eval()
+    for name, shape, build in linear_layers():
+        for odd in (False, True):
+            cases[f"{'odd ' if odd else ''}{name}"] = (
+                shape,
+                lambda b=build, z2=odd: randomised(seeded(lambda: b(z2), seed=18), seed=18),
+            )
+    leaky = {"layers": 3, "linear": "lu"}
+    cases["linear flow, leaky"] = (
+        (2, 3),
+        lambda: randomised(seeded(lambda: linear_flow((2, 3), **leaky), seed=19), seed=19),
+    )
+    cases["odd cubic"] = (3, 2), lambda: randomised(Cubic(), seed=20)
+    for slope in (0.3, 0.9):
+        cases[f"smooth leaky slope={slope}"] = (3, 2), lambda a=slope: SmoothLeakyReLU(a)
+    for margin in (0.0, 0.05):
+        cases[f"logit margin={margin}"] = (3, 2), lambda m=margin: Logit(-1, 3, margin=m)
     cases["flow of every kind"] = (4, 2), every_kind
     return cases
 
@@ -182,6 +252,8 @@ def every_kind():
 
 
 REGISTRY = registry()
+LINEAR_BY_CHANCE = "odd coupling (2, 6) kind=stripes layer=2 kernel=5 clamp=symmetric conditioner=convolution hidden=[]"
+"""Without hidden layers its scale, which is even, is the same everywhere."""
 ODD = [name for name in REGISTRY if name.startswith("odd")]
 
 
@@ -196,9 +268,16 @@ def built(name):
 
 
 def both_ways(flow, z):
-    """Return each direction with a batch in its domain: for a softplus, positive fields."""
+    """Return each direction with a batch in its domain: for a softplus positive fields, for a logit bounded ones."""
     last = flow.layers[-1] if isinstance(flow, Sequential) and len(flow.layers) else flow
-    return {"forward": (flow.forward, z), "inverse": (flow.inverse, z.exp() if isinstance(last, Softplus) else z)}
+    match last:
+        case Softplus():
+            fields = z.exp()
+        case Logit():
+            fields = torch.sigmoid(z) / last.scale * (1 - 2 * last.margin) + last.low
+        case _:
+            fields = z
+    return {"forward": (flow.forward, z), "inverse": (flow.inverse, fields)}
 
 
 def test_registry_is_far_from_the_identity(case):
@@ -227,6 +306,32 @@ def test_log_determinant_is_that_of_the_autograd_jacobian(case):
             )
             expected = torch.linalg.slogdet(jacobian.reshape(one.numel(), -1)).logabsdet
             assert_close(direction(one[None])[1][0].double(), expected, rtol=0, atol=1e-8)
+
+
+def test_inverse_is_its_varying_part_and_the_constant(case):
+    flow, z = case
+    _, fields = both_ways(flow, z)["inverse"]
+    latent, log_det = flow.inverse(fields)
+    same, varying = flow.varying_inverse(fields)
+    constant = flow.constant_log_det(fields.shape[1:])
+    assert constant.dtype == torch.float64
+    assert constant.shape == ()
+    assert torch.equal(same, latent)
+    assert_close(log_det.double(), varying.double() - constant, rtol=0, atol=1e-10)
+    if flow.constant_jacobian:
+        assert not varying.any()
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != LINEAR_BY_CHANCE])
+def test_the_jacobian_is_constant_where_it_says_so_and_nowhere_else(name):
+    """Against autograd at two points of each direction."""
+    flow, z = built(name)
+    for direction, batch in both_ways(flow, z).values():
+        first, second = (
+            torch.autograd.functional.jacobian(lambda x, run=direction: run(x[None])[0][0], one, vectorize=True)
+            for one in batch[:2]
+        )
+        assert flow.constant_jacobian == ((first - second).abs().max() < 1e-9)
 
 
 def test_shapes_dtypes_and_independence_of_the_batch(case):
@@ -399,11 +504,11 @@ def test_coupling_flow_takes_the_masks_in_turn():
 def test_state_dict_holds_weights_alone(case):
     """The masks are rebuilt from the configuration, so a checkpoint cannot disagree with it.
 
-    Besides weights there is whether an ActNorm has begun, and what a 1x1 convolution drew at its start and keeps.
+    Besides weights there is whether an ActNorm has begun, and what triangular factors drew at their start and keep.
     """
     flow, _ = case
     flags = {name for name, _ in flow.named_buffers() if name.endswith("initialised")}
     drawn = {name for name, _ in flow.named_buffers() if name.endswith(("pivots", "signs"))}
     assert set(flow.state_dict()) == {name for name, _ in flow.named_parameters()} | flags | drawn
     assert bool(flags) == any(isinstance(module, ActNorm) for module in flow.modules())
-    assert bool(drawn) == any(isinstance(module, InvertibleConvolution) for module in flow.modules())
+    assert bool(drawn) == any(isinstance(module, TriangularFactors) for module in flow.modules())

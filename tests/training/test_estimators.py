@@ -5,6 +5,7 @@ false-alarm rate, each; seeds are fixed.
 """
 
 import math
+from importlib import import_module
 
 import numpy as np
 import pytest
@@ -15,10 +16,10 @@ from torch.testing import assert_close
 
 from latticeflow.actions import Action, SchwingerAction, U1Action
 from latticeflow.exact import u1_log_z
-from latticeflow.flows import gauge_flow
-from latticeflow.priors import HaarUniform, QuenchedU1
+from latticeflow.flows import ElementwiseAffine, gauge_flow
+from latticeflow.priors import HaarUniform, Normal, QuenchedU1
 from latticeflow.samplers import FlowSampler
-from latticeflow.training import ESTIMATORS, make_estimator
+from latticeflow.training import ESTIMATORS, SCORE_LOSSES, make_estimator
 
 SHAPE = (4, 4)
 REVERSE = ("reinforce", "reparametrisation", "path")
@@ -63,6 +64,20 @@ class NormalAction(Action):
 
 def normal_target(n, generator=None):
     return NormalAction.mean + NormalAction.width * torch.randn(n, generator=generator, dtype=torch.float64)
+
+
+def one_site_target(n, generator=None):
+    return normal_target(n, generator)[:, None]
+
+
+DIVERGENCES = (*REVERSE, "forward_kl")
+SCORES = [
+    ("explicit", {}),
+    ("explicit", {"target": one_site_target}),
+    ("sliced", {"target": one_site_target}),
+    ("denoising", {"target": one_site_target, "noise": 0.7}),
+    ("finite_difference", {"target": one_site_target, "difference": 0.5}),
+]
 
 
 def generator(seed):
@@ -126,7 +141,7 @@ def p_value(values, expected=None):
 # ---------------------------------------------------------------- the expected gradient
 
 
-@pytest.mark.parametrize("name", ESTIMATORS)
+@pytest.mark.parametrize("name", DIVERGENCES)
 def test_expected_gradient_in_closed_form(name):
     """In batches of two, where a baseline that is not leave-one-out would halve the gradient."""
     sampler, action = NormalSampler(0.3, 0.2), NormalAction()
@@ -136,6 +151,49 @@ def test_expected_gradient_in_closed_form(name):
     reverse = [gap / action.width**2, ratio - 1]
     forward = [gap * math.exp(-0.4), 1 - 1 / ratio - gap**2 * math.exp(-0.4)]
     expected = forward if name == "forward_kl" else reverse
+    assert p_value(found, expected) > FALSE_ALARM
+    assert p_value(found, 0.8 * np.array(expected)) < FALSE_ALARM
+
+
+class OneSiteAction(NormalAction):
+    """The same normal for fields `(batch, 1)`."""
+
+    def __call__(self, field):
+        return super().__call__(field[:, 0])
+
+    def field_shape(self, shape):
+        return (1,)
+
+
+def affine_sampler(mean, width):
+    """Return the same q for fields `(batch, 1)`."""
+    flow = ElementwiseAffine((1,)).double()
+    with torch.no_grad():
+        flow.shift.fill_(mean)
+        flow.log_scale.fill_(width)
+    return FlowSampler(Normal((1,)), flow)
+
+
+def fisher_gradient(mean, width, target_mean, target_width):
+    """Return that of `1/2 E_p (d log q - d log p)^2` in the width and mean of q, its order of parameters."""
+    gap, variance = mean - target_mean, math.exp(2 * width)
+    return [2 / variance - 2 * (target_width**2 + gap**2) / variance**2, gap / variance**2]
+
+
+@pytest.mark.parametrize(("name", "options"), SCORES)
+def test_expected_score_gradient_in_closed_form(name, options):
+    """Of a normal target; for denoising one that is wider by the noise. A quadratic energy has no eps^2 error.
+
+    Explicit is `1/2 E_q (d log q - d log p)^2`, the draws held fixed, or `1/2 E_p` of the same on samples.
+    """
+    sampler, action = affine_sampler(0.3, 0.2), OneSiteAction()
+    estimator = make_estimator(name, **options)
+    found = estimates(estimator, sampler, action, batch=20, batches=300, seed=3)
+    wide = math.hypot(action.width, options.get("noise", 0.0))
+    expected = fisher_gradient(0.3, 0.2, action.mean, wide)
+    if name == "explicit" and "target" not in options:
+        variance = math.exp(0.4)
+        expected = [2 / action.width**2 - 2 / variance, (0.3 - action.mean) / (variance * action.width**2)]
     assert p_value(found, expected) > FALSE_ALARM
     assert p_value(found, 0.8 * np.array(expected)) < FALSE_ALARM
 
@@ -302,9 +360,11 @@ def test_weights_of_a_perfect_sampler_are_the_partition_function(name):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
-def test_single_precision_flow(name):
-    """Weights are double and the gradient agrees with that of the double-precision flow."""
-    target = QuenchedU1(1.0, SHAPE).sample if name == "forward_kl" else None
+def test_single_precision_flow(name, monkeypatch):
+    """Weights are double and the gradient agrees with that of the double-precision flow, of the same noise."""
+    noise = torch.randn(64, 2, *SHAPE, generator=generator(17), dtype=torch.float64)
+    monkeypatch.setattr(import_module("latticeflow.training.score"), "_normal", lambda x, generator: noise.to(x))
+    target = QuenchedU1(1.0, SHAPE).sample if name in ("forward_kl", *SCORE_LOSSES) else None
     results = []
     for sampler in (haar_sampler(), haar_sampler().float()):
         surrogate, log_weight = make_estimator(name, target=target)(sampler, U1Action(1.0), 64, generator(13))
@@ -340,17 +400,52 @@ def test_a_wide_signal_clip_changes_nothing():
     assert torch.equal(plain, clipped)
 
 
+def test_estimators_are_these():
+    assert set(ESTIMATORS) == {*REVERSE, "explicit", "forward_kl", "sliced", "denoising", "finite_difference"}
+
+
 def test_unknown_estimator_is_refused_with_the_known_ones():
-    with pytest.raises(ValueError, match="reinforce, reparametrisation, path, forward_kl, got 'reinforse'"):
+    with pytest.raises(ValueError, match=f"one of {', '.join(ESTIMATORS)}, got 'reinforse'"):
         make_estimator("reinforse")
 
 
-@pytest.mark.parametrize("name", ["reparametrisation", "path", "forward_kl"])
+@pytest.mark.parametrize("name", [name for name in ESTIMATORS if name != "reinforce"])
 def test_signal_clip_belongs_to_reinforce(name):
     with pytest.raises(ValueError, match=f"signal_clip belongs to the reinforce estimator.*'{name}'"):
         make_estimator(name, signal_clip=8.0, target=normal_target)
 
 
-def test_forward_kl_needs_a_target():
-    with pytest.raises(ValueError, match="forward_kl needs target"):
-        make_estimator("forward_kl")
+@pytest.mark.parametrize("name", ["forward_kl", *SCORE_LOSSES])
+def test_those_that_learn_from_samples_need_a_target(name):
+    with pytest.raises(ValueError, match=f"{name} needs target"):
+        make_estimator(name)
+
+
+@pytest.mark.parametrize("name", REVERSE)
+def test_those_that_do_not_refuse_a_target(name):
+    with pytest.raises(ValueError, match=f"target belongs to estimators that learn from samples.*{name!r}"):
+        make_estimator(name, target=normal_target)
+
+
+@pytest.mark.parametrize(("width", "owner"), [("noise", "denoising"), ("difference", "finite_difference")])
+@pytest.mark.parametrize("name", ESTIMATORS)
+def test_widths_belong_to_one_estimator_each(name, width, owner):
+    target = None if name in REVERSE else normal_target
+    if name == owner:
+        for value in (0.0, -0.1, math.nan, math.inf):
+            with pytest.raises(ValueError, match=f"{width} must be positive and finite, got {value!r}"):
+                make_estimator(name, target=target, **{width: value})
+    else:
+        with pytest.raises(ValueError, match=f"{width} belongs to {'the ' * (name not in SCORE_LOSSES)}{owner}"):
+            make_estimator(name, target=target, **{width: 0.1})
+
+
+@pytest.mark.parametrize(("name", "options"), SCORES)
+def test_log_weights_of_score_estimators_are_those_of_their_fields(name, options):
+    sampler, action = affine_sampler(0.3, 0.2), OneSiteAction()
+    _, log_weight = make_estimator(name, **options)(sampler, action, 30, generator(16))
+    draw = options.get("target", lambda n, generator: sampler.sample(n, generator)[0])
+    x = draw(30, generator(16))
+    assert_close(log_weight, (-action(x) - sampler.log_prob(x)).detach(), rtol=0, atol=1e-12)
+    assert log_weight.dtype == torch.float64
+    assert not log_weight.requires_grad
