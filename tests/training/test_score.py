@@ -32,9 +32,8 @@ from latticeflow.training import (
     fit,
     make_estimator,
     make_score_loss,
-    score,
 )
-from latticeflow.training.score import denoising, explicit, finite_difference, sliced
+from latticeflow.training.score import denoising, explicit, finite_difference, score, sliced
 
 FACTOR = torch.tensor([[1.0, 0.0, 0.0], [0.6, 0.8, 0.0], [-0.3, 0.5, 1.4]], dtype=torch.float64)
 SIGMA = FACTOR @ FACTOR.T
