@@ -50,8 +50,8 @@ class Activation(Bijection):
             low, high = torch.where(excess < 0, x, low), torch.where(excess > 0, x, high)
             step = x - excess / self.log_slope(x).exp()
             moved = torch.where((step >= low) & (step <= high), step, 0.5 * (low + high))
-            if bool(((moved - x).abs() <= torch.finfo(z.dtype).eps * x.abs()).all()):
-                return moved
+            if bool(((moved - x).abs() <= torch.finfo(z.dtype).eps ** (2 / 3) * (1 + x.abs())).all()):
+                return moved  # a Newton step from here on squares what is left
             x = moved
         return x
 

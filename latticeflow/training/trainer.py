@@ -107,9 +107,9 @@ class Trainer:
     """The state of a training run: everything `state_dict` holds is needed to go on bit for bit.
 
     A `PartwiseSampler` trains by the schedule of the settings; any other one end to end. With `fine_tuner`, the last
-    `fine_tuning` of the steps are by that estimator, and the best weights are chosen among theirs. Raises ValueError for
-    parts that are to match scores, as what is before a part has no score that a part could carry, and for samplers that
-    are no flow.
+    `fine_tuning` of the steps are by that estimator, and the best weights are chosen among theirs. Raises ValueError
+    for parts that are to match scores, as what is before a part has no score that a part could carry, and for samplers
+    that are no flow.
     """
 
     sampler: Sampler
