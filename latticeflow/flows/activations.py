@@ -5,6 +5,7 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import logsigmoid
 
 from latticeflow.actions.positive import softplus, softplus_inverse
 from latticeflow.flows.bijection import Bijection
@@ -70,7 +71,7 @@ class SmoothLeakyReLU(Activation):
         self.slope = float(slope)
 
     def value(self, x: Tensor) -> Tensor:
-        return self.slope * x + (1 - self.slope) * softplus(x)[0]
+        return self.slope * x - (1 - self.slope) * logsigmoid(-x)
 
     def log_slope(self, x: Tensor) -> Tensor:
         return torch.log(self.slope + (1 - self.slope) * torch.sigmoid(x))

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from latticeflow.flows.activations import Cubic, SmoothLeakyReLU
 from latticeflow.flows.bijection import Bijection, LinearBijection, Sequential, SingularWeightsError
@@ -88,9 +89,12 @@ class AllVariables(LinearBijection):
         return self.solve(columns if self.shift is None else columns - self.shift[:, None]).T.reshape(z.shape)
 
     def _columns(self, field: Tensor) -> Tensor:
+        self._check(field)
+        return field.flatten(1).T
+
+    def _check(self, field: Tensor) -> None:
         if field.shape[1:] != self.shape:
             raise ValueError(f"a linear map of shape {list(self.shape)} was given fields of {list(field.shape)}")
-        return field.flatten(1).T
 
 
 class Dense(AllVariables):
@@ -107,6 +111,10 @@ class Dense(AllVariables):
         size = volume(self.shape)
         self.weight = nn.Parameter(nn.init.orthogonal_(torch.empty(size, size)))
         self._factors = Kept(self)
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        self._check(x)
+        return functional.linear(x.flatten(1), self.weight, self.shift).reshape(x.shape)  # faster than by columns
 
     def multiply(self, v: Tensor) -> Tensor:
         return self.weight @ v

@@ -16,12 +16,12 @@ from latticeflow.storage import atomic_write_text, provenance
 Row = dict[str, Any]
 KEYS: dict[str, tuple[str, ...]] = {
     "cost": ("batch", "D", "loss"),
-    "digits": ("noise", "linear", "loss", "matched", "seed"),
+    "digits": ("linear", "slope", "loss", "matched", "seed"),
     "plane": ("target", "loss", "seed"),
     "gaussian": ("loss", "width", "seed"),
     "modes": ("separation", "loss", "width", "seed"),
     "linear": ("linear", "rate", "seed"),
-    "synthetic": ("D", "flow", "loss", "rate", "seed"),
+    "synthetic": ("D", "rate", "loss", "seed"),
 }
 LARGE, AT = 512, 1024
 """Exponents are fitted from LARGE on, ratios are those at AT."""
@@ -53,7 +53,7 @@ def markdown(results: Row) -> str:
     if rows := results.get("cost"):
         lines += aligned(["CPU ms of a gradient", *LOSSES], cost_cells(rows))
     if rows := results.get("digits"):
-        head = "digits|loss|score of|nats, averaged weights|best|last weights|best|CPU s|skipped|seeds"
+        head = "digits, W|loss|score of|nats, averaged weights|best|last weights|best|CPU s|skipped|seeds"
         lines += aligned(head.split("|"), digit_cells(rows))
     if rows := results.get("plane"):
         lines += aligned(
@@ -69,12 +69,12 @@ def markdown(results: Row) -> str:
         head = "free field 8x8, W is|rate|steps|largest error of the spectrum|ESS/N|CPU s|seeds"
         lines += aligned(head.split("|"), linear_cells(rows))
     if rows := results.get("synthetic"):
-        head = "D, flow|loss|rate|steps|CPU s|gap, averaged weights|last|gap at the time that all had"
+        head = "D|loss|rate|steps|CPU s|gap, averaged weights|last|gap at the time that all had"
         lines += aligned(head.split("|"), synthetic_cells(rows))
     note = (
-        "CPU seconds of steps alone, one thread, float32, Adam with a cosine to 0, weights averaged with a decay of "
-        "0.999; in brackets standard errors over seeds. Nats are of continuous grey levels. Fisher is 1/2 E_p|s_p - "
-        f"s_q|^2. Exponents are from D >= {LARGE}; torch {results['provenance']['torch']}."
+        "CPU seconds of steps alone, one thread, float32, Adam with a cosine to 0 (synthetic: constant rate), weights "
+        "averaged with a decay of 0.999; in brackets standard errors over seeds. Nats are of continuous grey levels. "
+        f"Fisher is 1/2 E_p|s_p - s_q|^2. Exponents are from D >= {LARGE}; torch {results['provenance']['torch']}."
     )
     return "\n".join([*lines, note]) + "\n"
 
@@ -122,7 +122,7 @@ def cost_cells(rows: list[Row]) -> Iterator[list[str]]:
 
 
 def digit_cells(rows: list[Row]) -> Iterator[list[str]]:
-    for (noise, linear, loss, matched), own in groups(rows, "noise", "linear", "loss", "matched").items():
+    for (linear, slope, loss, matched), own in groups(rows, "linear", "slope", "loss", "matched").items():
         nats = [
             average(value(row["curve"][which]) for row in own)
             for which in ("average", "last")
@@ -130,7 +130,7 @@ def digit_cells(rows: list[Row]) -> Iterator[list[str]]:
         ]
         seconds, skipped = f"{mean(row['seconds'] for row in own):.0f}", str(sum(row["skipped"] for row in own))
         yield [
-            f"{noise} noise, {linear}",
+            f"{linear}, slope {slope:g}",
             loss,
             matched if loss != LOSSES[0] else "",
             *nats,
@@ -170,12 +170,12 @@ def linear_cells(rows: list[Row]) -> Iterator[list[str]]:
 
 
 def synthetic_cells(rows: list[Row]) -> Iterator[list[str]]:
-    for (dimension, flow, seed), own in groups(rows, "D", "flow", "seed").items():
+    for (dimension, seed), own in groups(rows, "D", "seed").items():
         shared = min(row["curve"]["seconds"][-1] for row in own)
         for row in own:
             curve = row["curve"]
             gaps = [f"{curve[which][-1]:.2f}" for which in ("average", "last")]
             there = np.interp(shared, curve["seconds"], curve["average"])
-            name = f"{dimension}, {flow}" if seed == 1 else f"{dimension}, {flow}, seed {seed}"
+            name = f"{dimension}" if seed == 1 else f"{dimension}, seed {seed}"
             settings = [row["loss"], f"{row['rate']:g}", str(row["steps"]), f"{row['seconds']:.0f}"]
             yield [name, *settings, *gaps, f"{there:.2f} at {shared:.0f} s"]

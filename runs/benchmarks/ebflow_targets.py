@@ -12,10 +12,9 @@ from torch import Generator, Tensor
 from latticeflow.actions.densities import Density
 from latticeflow.samplers import Sampler
 from latticeflow.streams import stream
-from latticeflow.training import score
+from latticeflow.training.score import score
 
 WIDTH, SIDE, POINTS, CHUNK, STORED = 0.375, 10.5, 200, 1000, 64
-NOISES = {"uniform": 1.0, "normal": 0.5}
 
 
 class Kernels(Density):
@@ -133,14 +132,13 @@ def stored_grid(log_density: Callable[[Tensor], Tensor]) -> list[str]:
 
 
 @lru_cache
-def digits(noise: str) -> Tensor:
-    """Return the digits, `(1797, 8, 8)`, levels 0 to 16, with "uniform" noise on (0, 1) or "normal" of width 1/2.
+def digits() -> Tensor:
+    """Return the digits, `(1797, 8, 8)`, levels 0 to 16, with normal noise of width 1/2.
 
-    Uniform noise leaves edges, where the density jumps: score losses from samples assume that it does not.
+    Uniform noise would leave edges, where the density jumps: score losses from samples assume that it does not.
     """
     images, generator = torch.from_numpy(load_digits().images), stream(0, "noise of the digits")
-    draw = torch.rand if noise == "uniform" else torch.randn
-    return images + NOISES[noise] * draw(images.shape, generator=generator, dtype=torch.float64)
+    return images + 0.5 * torch.randn(images.shape, generator=generator, dtype=torch.float64)
 
 
 class Correlated:
