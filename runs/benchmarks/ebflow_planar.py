@@ -14,11 +14,11 @@ from latticeflow.samplers import EBFlowSampler, standardised
 from latticeflow.streams import stream
 from latticeflow.training.score import DIFFERENCE, NOISE, WIDTHS
 
-COUPLINGS, HIDDEN, BATCH, STEPS, RATE = 8, (64, 64), 256, 1500, 2e-3
+COUPLINGS, HIDDEN, BATCH, STEPS, RATE = 8, (64, 64), 256, 600, 2e-3
 DRAWN = "checkerboard"
 """Whose densities are stored for the figure."""
-SEPARATIONS, BETWEEN, SCAN = (2.0, 4.0, 6.0, 8.0, 10.0), 4.0, (0.1, 0.2, 0.4, 0.8)
-MODE_STEPS, GAUSSIAN_STEPS, GAUSSIAN_BATCH, GAUSSIAN_RATE = 800, 1000, 4096, 1e-2
+SEPARATIONS, BETWEEN, SCAN = (2.0, 6.0, 10.0), 2.0, (0.2, 0.4, 0.8)
+MODE_STEPS, GAUSSIAN_STEPS, GAUSSIAN_BATCH, GAUSSIAN_RATE = 600, 1000, 4096, 1e-2
 COVARIANCE = ((1.0, 0.6), (0.6, 0.5))
 USUAL = {"denoising": NOISE, "finite_difference": DIFFERENCE}
 GAUSSIAN = (
