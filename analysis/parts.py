@@ -63,7 +63,7 @@ def draw_problem(panel: Axes, rows: Rows) -> None:
             width = EQUAL[unit](mean(quality))
             panel.axhspan(mean(quality) - width, mean(quality) + width, color="0.92", zorder=0)
     panel.set(xlabel="CPU seconds", ylabel=unit)
-    panel.set_xlim(left=0)
+    panel.set_xlim(0, 1.08 * max(row["seconds"] for row in rows))
 
 
 def draw_costs(panel: Axes, rows: Rows) -> None:
@@ -75,7 +75,7 @@ def draw_costs(panel: Axes, rows: Rows) -> None:
         panel.plot(model, 1 / parts, "x", color=CURVES[1]["color"], markersize=6)
     panel.plot(1, 1, "D", color=CURVES[0]["color"], markersize=4)
     panel.set(xlabel="CPU time of a local step", ylabel="kept for its backward pass", xlim=(0, 1.1), ylim=(0, 1.1))
-    panel.set_title("in units of an end-to-end step", **STYLE["label"])
+    panel.set_title("of an end-to-end step", **STYLE["label"])
 
 
 def table(rows: Rows) -> str:
