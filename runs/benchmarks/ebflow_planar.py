@@ -14,7 +14,7 @@ from latticeflow.samplers import EBFlowSampler, standardised
 from latticeflow.streams import stream
 from latticeflow.training.score import DIFFERENCE, NOISE, WIDTHS
 
-COUPLINGS, HIDDEN, BATCH, STEPS, RATE = 8, (64, 64), 256, 600, 2e-3
+COUPLINGS, HIDDEN, BATCH, STEPS, RATE = 8, (64, 64), 256, 500, 2e-3
 DRAWN = "checkerboard"
 """Whose densities are stored for the figure."""
 SEPARATIONS, BETWEEN, SCAN = (2.0, 6.0, 10.0), 2.0, (0.2, 0.4, 0.8)

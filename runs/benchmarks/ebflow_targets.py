@@ -77,7 +77,7 @@ def two_modes(separation: float) -> Kernels:
     return Kernels(f"two modes at {separation:g}", places, (1.0, 1.0), torch.tensor([0.3, 0.7]))
 
 
-PLANE: dict[str, Callable[[], Kernels]] = {"sine": sine, "swirl": swirl, "checkerboard": checkerboard}
+PLANE: dict[str, Callable[[], Kernels]] = {"checkerboard": checkerboard, "sine": sine, "swirl": swirl}
 
 
 def _midpoints(low: float, high: float, n: int) -> Tensor:
