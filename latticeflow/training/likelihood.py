@@ -211,7 +211,7 @@ class _Fit:
 
     def _evaluate(self, step: int, losses: list[float]) -> bool:
         """Record the held-out loss and return whether it is the smallest so far."""
-        last = self._weights()
+        last = None if self.average is None else self._weights()
         if self.average is not None:
             self.sampler.load_state_dict(self.average.weights)
         held_out = self._held_out_loss()
@@ -223,19 +223,15 @@ class _Fit:
         better = held_out < self.best
         if better:
             self.best, self.best_weights = held_out, self._weights()
-        self.sampler.load_state_dict(last)
+        if last is not None:
+            self.sampler.load_state_dict(last)
         return better
 
     @torch.no_grad()
     def _held_out_loss(self) -> float:
         sampler, count = self.sampler.eval(), len(self.held_out.fields)
         pieces = (self.held_out[part] for part in torch.arange(count).split(CHUNK))
-        return (
-            math.fsum(
-                len(piece.fields) * float(piece.mean(lambda fields: -sampler.log_prob(fields))) for piece in pieces
-            )
-            / count
-        )
+        return -math.fsum(len(piece.fields) * float(piece.mean(sampler.log_prob)) for piece in pieces) / count
 
     def _batches(self) -> Iterator[Tensor]:
         count = len(self.training.fields)
