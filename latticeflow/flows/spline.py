@@ -4,39 +4,72 @@ Between knots the map is a ratio of quadratics (Gregory and Delbourgo 1982; Durk
 On a circle the first and last derivatives are one number (Rezende et al., arXiv:2002.02428); `spline_forward` and
 `spline_inverse` wrap angles to `(-pi, pi]`, so they are 2 pi periodic. On the line the map is the identity beyond the
 outermost knots, where its derivative is 1: `tailed_forward` and `tailed_inverse`.
+
+A map and its logarithmic slope depend on one bin of the spline. Gradients are written out here rather than recorded:
+with `t = (x - x0) / width`, `s = height / width`, `y = y(t; y0, height, s, d0, d1)` and `l = log dy/dx`, those of the
+inverse are implicit, `dt = (dy - sum_p y_p dp) / y_t`, so that both directions need the same few partial derivatives.
+Second derivatives, which scores need, go through the formula itself.
 """
 
 import math
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 from latticeflow.u1 import wrap
 
 MIN_BIN = 1e-2
 MIN_DERIVATIVE = 1e-3
 LOGIT_BOUND = 6.0
+UNIT_SLOPE = math.log(math.expm1(1 - MIN_DERIVATIVE))
 
 
-class Spline(NamedTuple):
-    """Knots `x`, `y`, `(..., bins + 1)` from `-b` to `b`, pi on a circle, and the derivative at each."""
+@dataclass(frozen=True)
+class Spline:
+    """Splines of `[-bound, bound]`, of a circle or, with the derivative 1 at both ends, of an interval of the line.
 
-    x: Tensor
-    y: Tensor
-    derivative: Tensor
+    `parameters (..., 3 * bins)`, on the line `(..., 3 * bins - 1)`, are unconstrained: logits of the bins' widths and
+    of their heights, and what gives the derivatives at the knots. Zeros give the identity. They are bounded softly
+    (`b tanh(l / b)`), which keeps float32 round trips accurate.
+    """
+
+    parameters: Tensor
+    bound: float
+    circular: bool
+
+    @property
+    def bins(self) -> int:
+        return (self.parameters.shape[-1] + 1) // 3
+
+    @property
+    def x(self) -> Tensor:
+        """The knots `(..., bins + 1)` from `-bound` to `bound`."""
+        return self._knots(0)
+
+    @property
+    def y(self) -> Tensor:
+        """Where the knots go, `(..., bins + 1)`."""
+        return self._knots(1)
+
+    @property
+    def derivative(self) -> Tensor:
+        """The derivatives at the knots, `(..., bins + 1)`."""
+        inner = _derivative(_bounded(self.parameters[..., 2 * self.bins :]))
+        return torch.cat([inner, inner[..., :1]], -1) if self.circular else F.pad(inner, (1, 1), value=1.0)
+
+    def _knots(self, axis: int) -> Tensor:
+        lengths = _fractions(_bounded(self.parameters[..., : 2 * self.bins]), self.bins)[..., axis, :]
+        inner = torch.cumsum(lengths[..., :-1], dim=-1)
+        return self.bound * (2 * F.pad(F.pad(inner, (1, 0)), (0, 1), value=1.0) - 1)
 
 
 def circular_spline(parameters: Tensor) -> Spline:
-    """Build splines of the circle from unconstrained parameters `(..., 3 * bins)`; zeros give the identity.
-
-    Logits are bounded softly (`b tanh(l / b)`), which keeps float32 round trips accurate.
-    """
-    widths, heights, slopes = _bounded(parameters).chunk(3, dim=-1)
-    derivative = _derivative(slopes)
-    ends = torch.cat([derivative, derivative[..., :1]], dim=-1)
-    return Spline(_knots(widths, math.pi), _knots(heights, math.pi), ends)
+    """Build splines of the circle from unconstrained parameters `(..., 3 * bins)`; zeros give the identity."""
+    return Spline(parameters, math.pi, circular=True)
 
 
 def tailed_spline(parameters: Tensor, bound: float) -> Spline:
@@ -44,29 +77,27 @@ def tailed_spline(parameters: Tensor, bound: float) -> Spline:
 
     The derivative at both ends is 1, that of the tails.
     """
-    bins = (parameters.shape[-1] + 1) // 3
-    widths, heights, slopes = _bounded(parameters).split([bins, bins, bins - 1], dim=-1)
-    return Spline(_knots(widths, bound), _knots(heights, bound), F.pad(_derivative(slopes), (1, 1), value=1.0))
+    return Spline(parameters, bound, circular=False)
 
 
 def spline_forward(spline: Spline, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Return `y(angle)` and `log dy/dx` elementwise; `angle` has the spline's leading shape."""
-    return _forward(spline, wrap(angle))
+    return _apply(spline, wrap(angle), inverse=False)
 
 
 def spline_inverse(spline: Spline, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Return `x` with `y(x) = angle` and `log dx/dy` elementwise."""
-    return _inverse(spline, wrap(angle))
+    return _apply(spline, wrap(angle), inverse=True)
 
 
 def tailed_forward(spline: Spline, x: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """Return `y(x)` and `log dy/dx` elementwise on the line; `x` has the spline's leading shape."""
-    return _with_tails(x, bound, *_forward(spline, x.clamp(-bound, bound)))
+    return _with_tails(x, bound, *_apply(spline, x.clamp(-bound, bound), inverse=False))
 
 
 def tailed_inverse(spline: Spline, y: Tensor, bound: float) -> tuple[Tensor, Tensor]:
     """Return `x` with `y(x) = y` and `log dx/dy` elementwise on the line."""
-    return _with_tails(y, bound, *_inverse(spline, y.clamp(-bound, bound)))
+    return _with_tails(y, bound, *_apply(spline, y.clamp(-bound, bound), inverse=True))
 
 
 def _with_tails(x: Tensor, bound: float, inside: Tensor, log_slope: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,52 +110,197 @@ def _bounded(parameters: Tensor) -> Tensor:
 
 
 def _derivative(slopes: Tensor) -> Tensor:
-    offset = math.log(math.expm1(1 - MIN_DERIVATIVE))
-    return MIN_DERIVATIVE + F.softplus(slopes + offset)
+    return MIN_DERIVATIVE + F.softplus(slopes + UNIT_SLOPE)
 
 
-def _knots(logits: Tensor, bound: float) -> Tensor:
-    bins = logits.shape[-1]
-    weights = torch.exp(logits)  # the logits are bounded: no need for a softmax, which is slow over few bins
-    lengths = MIN_BIN + (1 - MIN_BIN * bins) * weights / weights.sum(dim=-1, keepdim=True)
-    inner = torch.cumsum(lengths[..., :-1], dim=-1)
-    return bound * (2 * F.pad(F.pad(inner, (1, 0)), (0, 1), value=1.0) - 1)
+def _fractions(logits: Tensor, bins: int) -> Tensor:
+    """Return the bins' widths and heights as fractions of the interval, `(..., 2 * bins) -> (..., 2, bins)`."""
+    weights = torch.exp(logits).unflatten(-1, (2, bins))  # bounded logits need no softmax, slow over few bins
+    return MIN_BIN + (1 - MIN_BIN * bins) * weights / weights.sum(dim=-1, keepdim=True)
 
 
-def _forward(spline: Spline, x: Tensor) -> tuple[Tensor, Tensor]:
-    x0, y0, width, height, d0, d1 = _bin(spline, spline.x, x)
-    slope = height / width
-    t = ((x - x0) / width).clamp(0, 1)
-    denominator = slope + (d0 + d1 - 2 * slope) * t * (1 - t)
-    y = y0 + height * (slope * t**2 + d0 * t * (1 - t)) / denominator
-    return y, _log_derivative(slope, d0, d1, t, denominator)
+class _Bin(NamedTuple):
+    """The bin that holds each position: its lower corner, its size and the derivatives at its two ends."""
+
+    x0: Tensor
+    y0: Tensor
+    width: Tensor
+    height: Tensor
+    d0: Tensor
+    d1: Tensor
 
 
-def _inverse(spline: Spline, y: Tensor) -> tuple[Tensor, Tensor]:
-    x0, y0, width, height, d0, d1 = _bin(spline, spline.y, y)
-    slope = height / width
-    u = (y - y0).clamp(min=0)
-    u = torch.minimum(u, height)
-    bend = u * (d0 + d1 - 2 * slope)
-    a = height * (slope - d0) + bend
-    b = height * d0 - bend
-    c = -slope * u
-    discriminant = (b**2 - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny)
-    t = (2 * c / (-b - torch.sqrt(discriminant))).clamp(0, 1)
-    denominator = slope + (d0 + d1 - 2 * slope) * t * (1 - t)
-    return x0 + t * width, -_log_derivative(slope, d0, d1, t, denominator)
+class _Found(NamedTuple):
+    """What `_find` went through: squashed logits, fractions, and the places of the bin and of its two derivatives."""
+
+    squashed: Tensor
+    fractions: Tensor
+    index: Tensor
+    slopes: Tensor
 
 
-def _bin(spline: Spline, knots: Tensor, position: Tensor) -> tuple[Tensor, ...]:
-    """Return left x and y, width, height and the two derivatives of the bin that holds each position."""
-    index = (position[..., None] >= knots[..., 1:-1]).sum(dim=-1, keepdim=True)
+def _apply(spline: Spline, position: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
+    return _SplineMap.apply(spline.parameters, position, spline.bound, spline.circular, inverse)
+
+
+class _SplineMap(torch.autograd.Function):
+    """`(parameters, position) -> (image, log slope)` of the map or of its inverse, with gradients written out."""
+
+    @staticmethod
+    def forward(
+        ctx: FunctionCtx, parameters: Tensor, position: Tensor, bound: float, circular: bool, inverse: bool
+    ) -> tuple[Tensor, Tensor]:
+        spline = Spline(parameters, bound, circular)
+        at, found = _find(spline, position, inverse)
+        image, log_slope, place = _inverse(at, position) if inverse else _forward(at, position)
+        ctx.spline, ctx.inverse = (bound, circular), inverse
+        ctx.save_for_backward(parameters, position, *at, *found, *place)
+        return image, log_slope
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, image: Tensor, log_slope: Tensor) -> tuple[Tensor | None, ...]:
+        parameters, position, *saved = ctx.saved_tensors
+        spline = Spline(parameters, *ctx.spline)
+        if torch.is_grad_enabled():
+            return *_recorded(spline, position, ctx.inverse, image, log_slope), None, None, None
+        at, found, place = _Bin(*saved[:6]), _Found(*saved[6:10]), _Place(*saved[10:])
+        gradient, of_position = _bin_gradient(at, place, image, log_slope, ctx.inverse)
+        return _parameter_gradient(spline, gradient, at, found), of_position, None, None, None
+
+
+def _recorded(spline: Spline, position: Tensor, inverse: bool, image: Tensor, log_slope: Tensor) -> tuple[Tensor, ...]:
+    """Return the gradients in a form that can be differentiated again."""
+    with torch.enable_grad():
+        at, _ = _find(spline, position, inverse)
+        outputs = (_inverse if inverse else _forward)(at, position)[:2]
+        inputs = spline.parameters, position
+        return torch.autograd.grad(outputs, inputs, (image, log_slope), create_graph=True, allow_unused=True)
+
+
+def _find(spline: Spline, position: Tensor, inverse: bool) -> tuple[_Bin, _Found]:
+    """Return the bin in which each position, an x or for the inverse a y, lies."""
+    bins, bound, parameters = spline.bins, spline.bound, spline.parameters
+    squashed = torch.tanh(parameters[..., : 2 * bins] / LOGIT_BOUND)
+    fractions = torch.exp(LOGIT_BOUND * squashed).unflatten(-1, (2, bins))  # bounded: no need for a softmax
+    fractions = fractions / fractions.sum(dim=-1, keepdim=True)
+    ends = torch.cumsum(MIN_BIN + (1 - MIN_BIN * bins) * fractions[..., :-1], dim=-1)
+    knots = bound * (2 * F.pad(F.pad(ends, (1, 0)), (0, 1), value=1.0) - 1)
+    index = (position[..., None] >= knots[..., int(inverse), 1:-1]).sum(-1, keepdim=True)
     ends = torch.cat([index, index + 1], dim=-1)
-    x0, x1 = spline.x.gather(-1, ends).unbind(-1)
-    y0, y1 = spline.y.gather(-1, ends).unbind(-1)
-    d0, d1 = spline.derivative.gather(-1, ends).unbind(-1)
-    return x0, y0, x1 - x0, y1 - y0, d0, d1
+    lower, upper = knots.gather(-1, ends[..., None, :].expand(*knots.shape[:-1], 2)).unbind(-1)
+    derivatives, slopes = _end_derivatives(spline, ends)
+    at = _Bin(*lower.unbind(-1), *(upper - lower).unbind(-1), *derivatives.unbind(-1))
+    return at, _Found(squashed, fractions, index, slopes)
 
 
-def _log_derivative(slope: Tensor, d0: Tensor, d1: Tensor, t: Tensor, denominator: Tensor) -> Tensor:
-    numerator = slope**2 * (d1 * t**2 + 2 * slope * t * (1 - t) + d0 * (1 - t) ** 2)
-    return torch.log(numerator) - 2 * torch.log(denominator)
+def _end_derivatives(spline: Spline, ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the derivatives at both ends of a bin and the places of their parameters, -1 for a fixed one."""
+    if spline.circular:
+        slopes = 2 * spline.bins + ends % spline.bins
+        return _derivative(_bounded(spline.parameters.gather(-1, slopes))), slopes
+    slopes = torch.where((ends > 0) & (ends < spline.bins), 2 * spline.bins - 1 + ends, -1)
+    free = _derivative(_bounded(spline.parameters.gather(-1, slopes.clamp(min=0))))
+    return torch.where(slopes < 0, 1.0, free), slopes
+
+
+class _Place(NamedTuple):
+    """Where in its bin a point is, and what is needed again: `y = y0 + height n / d`, `dy/dx = m (s / d)^2`."""
+
+    t: Tensor
+    s: Tensor
+    q: Tensor
+    bend: Tensor
+    n: Tensor
+    d: Tensor
+    m: Tensor
+
+
+def _place(at: _Bin, s: Tensor, bend: Tensor, t: Tensor) -> _Place:
+    rest = 1 - t
+    q, square = t * rest, t * t
+    n, d = torch.addcmul(at.d0 * q, s, square), torch.addcmul(s, bend, q)
+    m = torch.addcmul(torch.addcmul(at.d1 * square, s, q, value=2), at.d0, rest * rest)
+    return _Place(t, s, q, bend, n, d, m)
+
+
+def _shape(at: _Bin) -> tuple[Tensor, Tensor]:
+    """Return the mean slope of a bin, and how much the slopes at its ends exceed it, `d0 + d1 - 2 s`."""
+    s = at.height / at.width
+    return s, torch.sub(at.d0 + at.d1, s, alpha=2)
+
+
+def _forward(at: _Bin, x: Tensor) -> tuple[Tensor, Tensor, _Place]:
+    """Return y, its log derivative and where in its bin x is."""
+    place = _place(at, *_shape(at), ((x - at.x0) / at.width).clamp(0, 1))
+    return torch.addcdiv(at.y0, at.height * place.n, place.d), _log_derivative(place), place
+
+
+def _inverse(at: _Bin, y: Tensor) -> tuple[Tensor, Tensor, _Place]:
+    """Return x, its log derivative and where in its bin it is."""
+    s, bend = _shape(at)
+    u = (y - at.y0).clamp(min=0)
+    u = torch.minimum(u, at.height)
+    bent = u * bend
+    a = torch.addcmul(bent, at.height, s - at.d0)
+    b = at.height * at.d0 - bent
+    c = -s * u
+    discriminant = (b**2 - 4 * a * c).clamp(min=torch.finfo(y.dtype).tiny)
+    place = _place(at, s, bend, (2 * c / (-b - torch.sqrt(discriminant))).clamp(0, 1))
+    return torch.addcmul(at.x0, place.t, at.width), -_log_derivative(place), place
+
+
+def _log_derivative(place: _Place) -> Tensor:
+    ratio = place.s / place.d
+    return torch.log(place.m * ratio * ratio)
+
+
+def _bin_gradient(at: _Bin, place: _Place, of_image: Tensor, of_log: Tensor, inverse: bool) -> tuple[_Bin, Tensor]:
+    """Return the gradients of the bin's six numbers and of the position.
+
+    With `y = y0 + height n / d` and `l = log(s^2 m) - 2 log d`, s and height taken as independent.
+    """
+    t, s, q, bend, n, d, m = place
+    rest, turn, square = 1 - t, 1 - 2 * t, t * t
+    over_d, over_m = 1 / d, 1 / m
+    scale = at.height * over_d * over_d
+    y_t = scale * s * m
+    l_t = 2 * ((at.d1 * t + s * turn - at.d0 * rest) * over_m - bend * turn * over_d)
+    if inverse:
+        of_l = -of_log
+        of_y = -(of_image * at.width + of_l * l_t) / y_t
+        of_position, of_x0, of_width = -of_y, of_image, of_image * t
+    else:
+        of_l, of_y = of_log, of_image
+        of_position = (of_y * y_t + of_l * l_t) / at.width
+        of_x0, of_width = -of_position, -of_position * t
+    scaled, common = of_y * scale, 2 * q * over_d
+    fall = 1 - 2 * q
+    of_s = scaled * (square * d - n * fall) + 2 * of_l * (1 / s + q * over_m - fall * over_d)
+    gradient = _Bin(
+        x0=of_x0,
+        y0=of_y,
+        width=torch.addcdiv(of_width, of_s * s, at.width, value=-1),
+        height=torch.addcdiv(of_y * n * over_d, of_s, at.width),
+        d0=torch.addcmul(scaled * q * (d - n), of_l, rest * rest * over_m - common),
+        d1=torch.addcmul(of_l * (square * over_m - common), scaled * q, n, value=-1),
+    )
+    return gradient, of_position
+
+
+def _parameter_gradient(spline: Spline, gradient: _Bin, at: _Bin, found: _Found) -> Tensor:
+    """Pass the gradients of a bin on to the parameters: all bins up to it, by the sum of fractions, and two slopes."""
+    bins, bound = spline.bins, spline.bound
+    before = torch.stack([gradient.x0, gradient.y0], dim=-1)[..., None]
+    own = torch.stack([gradient.width, gradient.height], dim=-1)[..., None]
+    place, numbers = found.index[..., None], torch.arange(bins, device=found.index.device)
+    of_fractions = torch.where(numbers < place, before, torch.where(numbers == place, own, 0.0))
+    weighted = found.fractions * of_fractions
+    of_logits = weighted - found.fractions * weighted.sum(dim=-1, keepdim=True)
+    result = torch.zeros_like(spline.parameters)
+    scale = 2 * bound * (1 - MIN_BIN * bins)
+    result[..., : 2 * bins] = scale * of_logits.flatten(-2) * (1 - found.squashed**2)
+    free, slopes = found.slopes >= 0, found.slopes.clamp(min=0)
+    squashed = torch.tanh(spline.parameters.gather(-1, slopes) / LOGIT_BOUND)
+    of_ends = torch.stack([gradient.d0, gradient.d1], dim=-1) * (1 - squashed**2)
+    of_ends = of_ends * torch.sigmoid(LOGIT_BOUND * squashed + UNIT_SLOPE)
+    return result.scatter_add_(-1, slopes, torch.where(free, of_ends, 0.0))

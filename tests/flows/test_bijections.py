@@ -153,9 +153,7 @@ def test_log_determinant_is_that_of_the_autograd_jacobian(name):
     flow, links = built(name)
     for _, direction in both_ways(flow):
         for one in links[:3]:
-            jacobian = torch.autograd.functional.jacobian(
-                lambda x, run=direction: run(x[None])[0][0], one, vectorize=True
-            )
+            jacobian = torch.autograd.functional.jacobian(lambda x, run=direction: run(x[None])[0][0], one)
             expected = torch.linalg.slogdet(jacobian.reshape(32, 32)).logabsdet
             assert_close(direction(one[None])[1][0], expected, rtol=0, atol=1e-8)
 

@@ -183,7 +183,7 @@ def test_zuko_agrees_on_the_same_knots(bins, scale):
     spline = tailed_spline(parameters, 3.0)
     zeros = torch.zeros(POINTS, bins, dtype=torch.float64)
     oracle = MonotonicRQSTransform(zeros, zeros, zeros[:, 1:], bound=3.0)
-    oracle.horizontal, oracle.vertical, oracle.derivatives = spline
+    oracle.horizontal, oracle.vertical, oracle.derivatives = spline.x, spline.y, spline.derivative
     y, log_slope = tailed_forward(spline, x, 3.0)
     expected, expected_log_slope = oracle.call_and_ladj(x)
     assert_close(y, expected, rtol=0, atol=1e-11)
