@@ -25,6 +25,7 @@ from latticeflow.config import Config, ConfigError, load_config
 from latticeflow.config.building import build_bare_action, build_sampler, build_trainer
 from latticeflow.config.problems import Problem
 from latticeflow.config.samples import check_samples
+from latticeflow.flows.compiling import compiler
 from latticeflow.observables import observables
 from latticeflow.storage import default_export_path, export
 
@@ -172,6 +173,8 @@ def _load(path: Path, overrides: list[str], *, resume: bool = False) -> Config:
     samples = config.training.samples if config.training is not None else None
     if samples is not None and not Path(samples).is_file():
         problems.append(Problem("training.samples", "an existing ensemble file", f'"{samples}"'))
+    if config.training is not None and config.training.compile and config.run.device == "cpu" and compiler() is None:
+        problems.append(Problem("training.compile", "a C++ compiler on this machine (g++, or CXX)", "none"))
     start_from = config.training.start_from if config.training is not None else None
     if start_from is not None and not resume and not (Path(start_from) / "config.toml").is_file():
         problems.append(Problem("training.start_from", "the folder of an earlier run", f'"{start_from}"'))

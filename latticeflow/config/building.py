@@ -46,6 +46,7 @@ from latticeflow.flows import (
     ElementwiseAffine,
     Sequential,
     autoregressive_flow,
+    compile_couplings,
     coupling_flow,
     gauge_flow,
     glow,
@@ -200,6 +201,11 @@ def build_trainer(config: Config, sampler: Sampler) -> Trainer:
     last = settings.fine_tuning_estimator
     names = TrainingSettings.__dataclass_fields__.keys() - {"seed"}
     chosen = TrainingSettings(seed=config.run.seed, **settings.given(names))
+    for module in sampler.modules():
+        if isinstance(module, Sequential):
+            module.recompute = settings.recompute
+    if settings.compile:
+        compile_couplings(sampler)
     tuner = None if last is None else make_estimator(last)
     return Trainer(sampler, build_action(config, training=True), estimator, chosen, fine_tuner=tuner)
 

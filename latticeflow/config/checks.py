@@ -94,6 +94,16 @@ def ebflow_layers(values: Values) -> list[Problem]:
     return [Problem("sampler.flow.kind", f'{alternatives(LINEAR_FLOWS)} for sampler.kind = "ebflow"', written(flow))]
 
 
+def compiled_couplings(values: Values) -> list[Problem]:
+    """There is nothing to compile but couplings, which train as a whole."""
+    if not values["training.compile"]:
+        return []
+    flow = "coupling" if values["sampler.kind"] == "stabilised" else values["sampler.flow.kind"]
+    if flow in ("gauge", "coupling"):
+        return []
+    return [Problem("training.compile", "false for a flow without gauge couplings or couplings of real fields", "true")]
+
+
 def coupling_mask(values: Values) -> list[Problem]:
     """A mask leaves something to condition on, and looks the same everywhere to a convolution."""
     if density_dimension(values):  # one problem with the extents is enough
@@ -332,6 +342,7 @@ CHECKS = (
     flow_theory,
     sampler_theory,
     ebflow_layers,
+    compiled_couplings,
     coupling_mask,
     coupling_kernel,
     flow_tiles,

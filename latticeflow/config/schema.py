@@ -114,6 +114,16 @@ class TrainingSettings(Settings):
         None, description="coarser grid of holonomy shifts while training, gauge theories only (absent: the action's)"
     )
     checkpoint_every: Count = Field(200, description="steps between checkpoints")
+    recompute: bool = Field(
+        False,
+        description="keep the input of every layer alone and compute the rest again for the gradient: less memory, a "
+        "quarter to a third more time",
+    )
+    compile: bool = Field(
+        False,
+        description="compile the couplings with torch.compile, which takes a minute or two and a C++ compiler (on a "
+        "GPU Triton) and pays in long trainings of small lattices",
+    )
     start_from: str | None = Field(
         None,
         min_length=1,

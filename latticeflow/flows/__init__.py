@@ -5,6 +5,7 @@ from latticeflow.flows.autoregressive import MaskedAutoregressive, autoregressiv
 from latticeflow.flows.bijection import Bijection, LinearBijection, Sequential, SingularWeightsError
 from latticeflow.flows.channels import ChannelCoupling, InvertibleConvolution
 from latticeflow.flows.clamps import Clamp
+from latticeflow.flows.compiling import compile_couplings
 from latticeflow.flows.coupling import AffineMap, Coupling, SplineMap, coupling_flow
 from latticeflow.flows.elementwise import ActNorm, ElementwiseAffine, Logit, Permutation, Reflection, Softplus
 from latticeflow.flows.gauge import PlaquetteCoupling, SectorCoupling, gauge_flow
@@ -40,6 +41,7 @@ __all__ = [
     "Softplus",
     "SplineMap",
     "autoregressive_flow",
+    "compile_couplings",
     "coupling_flow",
     "gauge_flow",
     "glow",

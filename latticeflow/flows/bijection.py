@@ -3,10 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from latticeflow.flows.networks import inputs_alone
 
 Map = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -40,6 +44,21 @@ class Bijection(nn.Module, ABC):
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map field to latent."""
 
+    def carry_score(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return `forward(z)` and the score of what comes out, `d log q(x) / dx`, given that of z at these weights.
+
+            d log q(x) / dx = (dz/dx)^T d log q(z) / dz + d log|det dz/dx| / dx
+
+        No gradient goes through the score. Couplings know it from their forward pass alone (arXiv:2207.08219, section
+        3.2; 2403.15881), other maps from their inverse.
+        """
+        x, log_det = self.forward(z)
+        with torch.enable_grad():
+            leaf = x.detach().requires_grad_()
+            back, log_inverse = self.varying_inverse(leaf)  # what is left out does not depend on x
+            (carried,) = torch.autograd.grad((back * score).sum() + log_inverse.sum(), leaf)
+        return x, log_det, carried
+
     def varying_inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Map field to latent, without the log-determinants that are the same for every x, which are not computed."""
         return self.inverse(x)
@@ -50,6 +69,29 @@ class Bijection(nn.Module, ABC):
         Raises SingularWeightsError, naming the layer, where it is infinite.
         """
         return torch.zeros((), dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class Move:
+    """What a coupling did to the variables in `places` of the flattened field, each moved by itself.
+
+    `change`, their displacement but for a constant, and `log_slope`, `(batch, places)`, know how they came from the
+    field; `own_slope` is `d log_slope / dz` at fixed parameters.
+    """
+
+    places: Tensor
+    change: Tensor
+    log_slope: Tensor
+    own_slope: Tensor
+
+    def carry_score(self, z: Tensor, score: Tensor) -> Tensor:
+        """Return the score of the field after the move; z, which requires a gradient, was the field before."""
+        flat = score.flatten(1)
+        moved = (flat.index_select(1, self.places) - self.own_slope) / self.log_slope.detach().exp()
+        through = self.log_slope.sum() + (self.change * moved).sum()
+        with inputs_alone():
+            (of_frozen,) = torch.autograd.grad(through, z, retain_graph=True)
+        return (flat - of_frozen.flatten(1)).index_copy(1, self.places, moved).reshape(score.shape)
 
 
 class LinearBijection(Bijection):
@@ -89,6 +131,9 @@ class Sequential(Bijection):
 
     After each `cycle` layers every variable has moved; `cut` goes between such cycles only. The last `closing` layers
     are not counted there, and stay with what they close. `places` are cuts that have a name, and the layers before.
+
+    With `recompute` (activation checkpointing) a gradient keeps the input of every layer and computes the rest again
+    when it comes there: the memory of one layer in place of that of all, for the time of one more pass.
     """
 
     def __init__(
@@ -102,6 +147,7 @@ class Sequential(Bijection):
         super().__init__()
         self.layers = nn.ModuleList(layers)
         self.cycle, self.closing, self.places = cycle, closing, dict(places or {})
+        self.recompute = False
 
     @property
     def constant_jacobian(self) -> bool:
@@ -112,6 +158,16 @@ class Sequential(Bijection):
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._through(x, (layer.inverse for layer in reversed(self.layers)))
+
+    def carry_score(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if self.recompute:
+            return super().carry_score(z, score)
+        field, total = z, torch.zeros(len(z), dtype=torch.float64, device=z.device)
+        with self._naming():
+            for layer in self.layers:
+                field, log_det, score = layer.carry_score(field, score)
+                total = total + log_det.double()
+        return field, total, score
 
     def varying_inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
         return self._through(x, (layer.varying_inverse for layer in reversed(self.layers)))
@@ -127,9 +183,14 @@ class Sequential(Bijection):
         total = torch.zeros(len(field), dtype=torch.float64, device=field.device)
         with self._naming():
             for one in maps:
-                field, log_det = one(field)
+                field, log_det = self._recomputed(one, field) if self.recompute else one(field)
                 total = total + log_det.double()
         return field, total
+
+    @staticmethod
+    def _recomputed(one: Map, field: Tensor) -> tuple[Tensor, Tensor]:
+        """Apply a layer, keeping for the gradient its input alone."""
+        return checkpoint(one, field, use_reentrant=False, preserve_rng_state=False)
 
     @contextmanager
     def _naming(self) -> Iterator[None]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latticeflow.flows.bijection import Bijection, Sequential
+from latticeflow.flows.bijection import Bijection, Move, Sequential
 from latticeflow.flows.clamps import Clamp
 from latticeflow.flows.networks import SiteConditioner
 from latticeflow.flows.site_masks import check_mask, mask_cycle
@@ -116,20 +116,33 @@ class Coupling(Bijection):
         self.network = SiteConditioner(mask, site_map.outputs, **conditioner)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self._apply_map(self.site_map.forward, z)
+        x, log_slope, *_ = self._apply_map(self.site_map.forward, z)
+        return x, log_slope.sum(1)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._apply_map(self.site_map.inverse, x)
+        z, log_slope, *_ = self._apply_map(self.site_map.inverse, x)
+        return z, log_slope.sum(1)
+
+    def carry_score(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            source = z if z.requires_grad else z.detach().requires_grad_()
+            x, log_slope, moved, active = self._apply_map(self.site_map.forward, source)
+            own = torch.zeros_like(log_slope)
+            if not isinstance(self.site_map, AffineMap):  # whose slope does not depend on where it is
+                (own,) = torch.autograd.grad(log_slope.sum(), active, retain_graph=True)
+            return x, log_slope.sum(1), Move(self.active, moved, log_slope, own).carry_score(source, score)
 
     def _apply_map(
         self, site_map: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], field: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the field, the logarithmic slopes of the active sites, and these after and before."""
         if field.shape[1:] != self.shape:
             raise ValueError(f"a mask of shape {list(self.shape)} does not fit fields of shape {list(field.shape)}")
         flat = field.flatten(1)
         parameters = self._condition(flat.index_select(1, self.frozen))
-        moved, log_slope = site_map(parameters, flat.index_select(1, self.active))
-        return flat.index_copy(1, self.active, moved).reshape(field.shape), log_slope.sum(1)
+        active = flat.index_select(1, self.active)
+        moved, log_slope = site_map(parameters, active)
+        return flat.index_copy(1, self.active, moved).reshape(field.shape), log_slope, moved, active
 
     def _condition(self, frozen: Tensor) -> Tensor:
         if not self.odd:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from latticeflow.flows.bijection import Bijection, Sequential
+from latticeflow.flows.bijection import Bijection, Move, Sequential
 from latticeflow.flows.masks import CYCLE, StripeMask, stripe_cycle
 from latticeflow.flows.networks import Conditioner
 from latticeflow.flows.spline import (
@@ -72,10 +72,21 @@ class PlaquetteCoupling(Bijection):
         return 3 * bins + 1
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self._apply_map(z, self._map)
+        x, log_slope, *_ = self._apply_map(z, self._map)
+        return x, log_slope.sum(-1)
 
     def inverse(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return self._apply_map(x, self._inverse_map)
+        z, log_slope, *_ = self._apply_map(x, self._inverse_map)
+        return z, log_slope.sum(-1)
+
+    def carry_score(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.enable_grad():
+            source = z if z.requires_grad else z.detach().requires_grad_()
+            x, log_slope, change, ends = self._apply_map(source, self._map)
+            slopes = torch.autograd.grad(log_slope.sum(), ends, retain_graph=True, allow_unused=True)
+            of_active, of_passive = (torch.zeros_like(log_slope) if slope is None else slope for slope in slopes)
+            move = Move(self.active_links, change, log_slope, self.sign * (of_active - of_passive))
+            return x, log_slope.sum(-1), move.carry_score(source, score)
 
     def _map(self, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
         new, log_slope = spline_forward(circular_spline(parameters[..., 1:]), active)
@@ -84,8 +95,13 @@ class PlaquetteCoupling(Bijection):
     def _inverse_map(self, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
         return spline_inverse(circular_spline(parameters[..., 1:]), active - parameters[..., 0])
 
-    def _apply_map(self, links: Tensor, plaquette_map: PlaquetteMap) -> tuple[Tensor, Tensor]:
-        """Map the active plaquettes `(batch, cells)`, as links that pass the change on to the passive ones."""
+    def _apply_map(
+        self, links: Tensor, plaquette_map: PlaquetteMap
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Map the active plaquettes `(batch, cells)`, as links that pass the change on to the passive ones.
+
+        Return the links, the logarithmic slopes, the change of the active links, and what was mapped.
+        """
         loops = plaquette(links).flatten(1).index_select(1, self.columns).unflatten(1, (4, -1))
         passive, active, frozen, next_frozen = loops.unbind(1)
         invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
@@ -93,9 +109,12 @@ class PlaquetteCoupling(Bijection):
         charge = self._charge(loops, cosine[..., :3], sine[..., :3])
         charge = charge / torch.sqrt(1 + charge**2)  # bounded: far from the vacuum it would make the map chaotic
         context = torch.stack([charge, charge**2], dim=-1)
-        new, log_slope = plaquette_map(self.network(torch.cat([cosine, sine], dim=-1), context), active, passive)
-        moved = links.flatten(1).index_add(1, self.active_links, self.sign * (new - active))
-        return wrap(moved).reshape(links.shape), log_slope.sum(-1)
+        parameters = self.network(torch.cat([cosine, sine], dim=-1), context)
+        mapped = active.view_as(active), passive.view_as(passive)  # apart from what the network saw of them
+        new, log_slope = plaquette_map(parameters, *mapped)
+        change = self.sign * (new - mapped[0])
+        moved = links.flatten(1).index_add(1, self.active_links, change)
+        return wrap(moved).reshape(links.shape), log_slope, change, mapped
 
     def _charge(self, loops: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         return frozen_charge(cosine, sine)

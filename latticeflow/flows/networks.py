@@ -1,6 +1,7 @@
 """Conditioner networks: of gauge couplings over mask cells, of couplings of real fields over sites."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 
 import torch
@@ -11,6 +12,22 @@ from latticeflow.flows.site_masks import window
 
 IN_CACHE = 2**17
 """Numbers in the windows that a convolution fills at a time, well inside the cache of a CPU's core."""
+
+
+class _Wanted:
+    """What the gradients that are being computed are for."""
+
+    weights = True
+
+
+@contextmanager
+def inputs_alone() -> Iterator[None]:
+    """Compute no gradients of weights: autograd tells a function what could be wanted, and not what is."""
+    _Wanted.weights = False
+    try:
+        yield
+    finally:
+        _Wanted.weights = True
 
 
 class CellConvolution(nn.Module):
@@ -75,7 +92,7 @@ class _WindowProduct(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             of_x = _gradient_of_input(x, weight, readers, of_output)
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[1] and _Wanted.weights:
             of_weight, of_bias = torch.zeros_like(weight), of_output.sum((0, 1))
             for some, windows in _windows(x, neighbours):
                 of_weight.addmm_(of_output[some].flatten(0, 1).t(), windows)
@@ -83,10 +100,7 @@ class _WindowProduct(torch.autograd.Function):
 
 
 def _windows(x: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Yield configurations and what their windows hold, `(configurations * cells, window * channels)`, one after another.
-
-    The windows share their memory.
-    """
+    """Yield some configurations and their windows, `(some * cells, window * channels)`, all in the same memory."""
     batch, cells, channels = x.shape
     size = batch if x.is_cuda else max(1, min(batch, IN_CACHE // (len(table) * channels)))
     memory = x.new_empty(size, len(table), channels)

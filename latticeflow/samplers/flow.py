@@ -2,6 +2,7 @@
 
 from itertools import chain
 
+import torch
 from torch import Generator, Tensor
 
 from latticeflow.flows import Bijection
@@ -25,6 +26,18 @@ class FlowSampler(Sampler):
         z = self.latent(n, generator)
         x, log_det = self.flow(z)
         return x, self.prior.log_prob(z.double()) - log_det
+
+    def sample_with_score(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Return n draws, their log q, and their score `d log q(x) / dx`, which carries no gradient."""
+        z = self.latent(n, generator)
+        x, log_det, score = self.flow.carry_score(z, self._prior_score(z))
+        return x, self.prior.log_prob(z.double()) - log_det, score
+
+    @torch.enable_grad()
+    def _prior_score(self, z: Tensor) -> Tensor:
+        leaf = z.detach().requires_grad_()
+        log_prob = self.prior.log_prob(leaf.double())
+        return torch.autograd.grad(log_prob.sum(), leaf)[0] if log_prob.requires_grad else torch.zeros_like(leaf)
 
     def latent(self, n: int, generator: Generator | None = None) -> Tensor:
         """Return n draws of the prior in the flow's dtype and device."""

@@ -45,15 +45,25 @@ class Part(FlowSampler):
     """One part on top of what is before it; the last draws are kept, for the part behind it."""
 
     drawn: Draws | None = None
+    score: Tensor | None = None
 
     def sample(self, n: int, generator: Generator | None = None) -> Draws:
         x, log_q = super().sample(n, generator)
-        self.drawn = x.detach().contiguous(), log_q.detach()  # in the one layout that another process gets them in
+        self._keep(x, log_q, None)
         return x, log_q
+
+    def sample_with_score(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        x, log_q, score = super().sample_with_score(n, generator)
+        self._keep(x, log_q, score)
+        return x, log_q, score
+
+    def _keep(self, x: Tensor, log_q: Tensor, score: Tensor | None) -> None:
+        """Keep draws in the one layout that another process gets them in."""
+        self.drawn, self.score = (x.detach().contiguous(), log_q.detach()), score
 
     def passed_on(self) -> GivenDraws:
         """Return the last draws as what the next part begins with."""
-        return GivenDraws(self.drawn, lambda: score(self, self.drawn[0]))
+        return GivenDraws(self.drawn, lambda: score(self, self.drawn[0]) if self.score is None else self.score)
 
 
 class PartwiseSampler(FlowSampler):

@@ -27,7 +27,7 @@ import torch
 from torch import Generator, Tensor
 
 from latticeflow.actions import Action
-from latticeflow.samplers import Sampler
+from latticeflow.samplers import FlowSampler, Sampler
 from latticeflow.training.score import SCORE_LOSSES, WIDTHS, ScoreLoss, make_score_loss
 from latticeflow.training.score import explicit as explicit_score
 
@@ -74,12 +74,20 @@ def reparametrisation(sampler: Sampler, action: Action, batch: int, generator: G
 
 
 def path(sampler: Sampler, action: Action, batch: int, generator: Generator | None) -> Estimate:
-    """Pathwise estimator without the score term."""
-    x, log_q = sampler.sample(batch, generator)
+    """Pathwise estimator without the score term.
+
+    A flow finds `d log q / dx` on its way (arXiv:2403.15881), other samplers evaluate their density at what they drew.
+    """
+    x, log_q, *score = (
+        sampler.sample_with_score(batch, generator)
+        if isinstance(sampler, FlowSampler)
+        else sampler.sample(batch, generator)
+    )
     leaf = x.detach().requires_grad_()
     action_value = action(leaf).double()
-    (gradient,) = torch.autograd.grad((sampler.log_prob(leaf) + action_value).sum(), leaf)
-    return (x * gradient).sum() / batch, -(action_value + log_q).detach()
+    signal = action_value if score else sampler.log_prob(leaf) + action_value
+    (gradient,) = torch.autograd.grad(signal.sum(), leaf)
+    return (x * sum(score, gradient)).sum() / batch, -(action_value + log_q).detach()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,38 @@
+"""Couplings through torch.compile: many small operations become a few, one compilation for all layers of a kind."""
+
+import os
+import shutil
+from collections.abc import Callable
+from functools import cache
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import nn
+
+from latticeflow.flows.coupling import Coupling
+from latticeflow.flows.gauge import PlaquetteCoupling
+
+
+def compile_couplings(model: nn.Module) -> None:
+    """Compile, at their first use, the maps of all couplings in a model; results change by rounding alone.
+
+    Raises ValueError for a model without couplings that can be compiled.
+    """
+    couplings = [module for module in model.modules() if isinstance(module, PlaquetteCoupling | Coupling)]
+    if not couplings:
+        raise ValueError("there are no gauge couplings or couplings of real fields to compile")
+    for coupling in couplings:
+        coupling._apply_map = MethodType(_compiled(type(coupling)._apply_map), coupling)
+
+
+def compiler() -> str | None:
+    """Return the C++ compiler that compiling for the CPU takes, None where there is none."""
+    return next(
+        (found for name in (os.environ.get("CXX"), "g++", "clang++") if name and (found := shutil.which(name))), None
+    )
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=False)
