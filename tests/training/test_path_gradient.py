@@ -107,15 +107,14 @@ def gradients(estimator, sampler, action, *, batch, seed):
 def test_path_gradient_of_every_sample_vanishes_at_q_equal_p(shape, options):
     """For all parameters, the degrees of freedom among them; that of reparametrisation vanishes for none.
 
-    The estimator finds the score on its way, the action by the inverse: where splines are nearly flat the two agree to
-    fewer digits than elsewhere.
+    The estimator finds the score on its way, the action by an inverse, which loses digits where random splines are
+    nearly flat: theirs are milder.
     """
-    sampler = stabilised(shape, **options)
-    rounding = 1e-6 if options.get("transform") == "spline" else 1e-10
+    sampler = stabilised(shape, strength=0.1 if options.get("transform") == "spline" else 0.4, **options)
     action = FrozenAction(sampler)
     for seed in range(SAMPLES):
         path = gradients("path", sampler, action, batch=1, seed=seed)
-        assert max(gradient.abs().max() for gradient in path.values()) < rounding
+        assert max(gradient.abs().max() for gradient in path.values()) < 1e-10
         whole = gradients("reparametrisation", sampler, action, batch=1, seed=seed)
         assert min(gradient.abs().max() for gradient in whole.values()) > 1e-9
         assert max(gradient.abs().max() for gradient in whole.values()) > 1e-2
