@@ -77,8 +77,11 @@ def plain_step(config: Config, estimator: str, assembly: Assembly) -> Work:
 def trial_step(size: int, implementation: str, estimator: str, determinant: str, overrides: Sequence[str]) -> Work:
     """Return one training step of the paper's model; also what a process is started for that measures its memory.
 
-    `implementation` is "package", with the determinant "cyclic" or "dense", or "plain", with that of an assembly.
+    `implementation` is "package" or "compiled", with the determinant "cyclic" or "dense", or "plain", with that of an
+    assembly.
     """
+    if implementation == "compiled":
+        overrides = [*overrides, "training.compile=true"]
     config = paper_config(size, estimator, overrides)
     if implementation == "plain":
         return plain_step(config, estimator, determinant)

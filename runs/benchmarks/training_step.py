@@ -8,7 +8,8 @@ The model is that of arXiv:2308.13294 (48 couplings, 9 knots, hidden [64, 64], k
 uniform prior at beta 2, kappa 0.276, batch 16, the action itself without holonomy orbits. The determinant is computed
 in the precision of the flow, complex64 for float32, as in any training.
 
-* plain: a step of the package against one of plain_flow.py, whose dense matrix is filled element by element or at once.
+* plain: a step of the package, as it is and with training.compile, against one of plain_flow.py, whose dense matrix is
+  filled element by element or at once.
 * estimators: seconds of a step, where they go, and the peak of memory in a process of its own; cyclic or dense
   determinant.
 * variance: the trace of the gradient's covariance over the square of its mean, at the same weights and draws: README's
@@ -35,7 +36,8 @@ from training_quality import MODELS, equal_time, untrained, variance_rows
 from training_rates import conditioner_rate, product_rate
 from training_tables import KEYS, markdown, verdicts
 
-IMPLEMENTATIONS = {"package": ("package", "cyclic"), **{one: ("plain", one) for one in ASSEMBLIES}}
+OURS = {"package": ("package", "cyclic"), "compiled": ("compiled", "cyclic")}
+IMPLEMENTATIONS = {**OURS, **{one: ("plain", one) for one in ASSEMBLIES}}
 
 
 def plain_rows(options: argparse.Namespace, results: Results) -> None:
@@ -45,7 +47,7 @@ def plain_rows(options: argparse.Namespace, results: Results) -> None:
             where = {"device": options.device, "dtype": dtype, "L": size}
             if results.has("plain", **where) and not options.again:
                 continue
-            chosen = ["package", *(one for one in options.assemblies if one != "elements" or size <= options.elements)]
+            chosen = [*OURS, *(one for one in options.assemblies if one != "elements" or size <= options.elements)]
             tasks = {
                 f"{estimator}, {name}": (size, IMPLEMENTATIONS[name][0], estimator, IMPLEMENTATIONS[name][1])
                 for estimator in ESTIMATORS[:2]
