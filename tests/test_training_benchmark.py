@@ -90,4 +90,4 @@ def test_ratios_against_what_was_asked_for(module):
     rows = [{"L": size, "dtype": "float32", "device": "cpu", "seconds": seconds} for size in (8, 16)]
     lines = module("training_tables").verdicts({"plain": rows})
     assert [line.rsplit(": ", 1)[1] for line in lines] == ["met", "not met", "not met"]
-    assert lines[0] == "* REINFORCE, plain of ours, 8x8, float32, cpu: 5.00, asked >= 4: met"
+    assert lines[0] == "* REINFORCE, plain of ours, package, 8x8, float32, cpu: 5.00, asked >= 4: met"

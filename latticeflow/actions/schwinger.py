@@ -41,7 +41,7 @@ class SchwingerAction(Action):
         return self.gauge(field) - self.flavours * log_abs_det(field, self.kappa)[0]
 
     def force(self, field: Tensor) -> Tensor:
-        """Return `-dS/dtheta`, the determinant's part by differentiating the cyclic reduction."""
+        """Return `-dS/dtheta`, the determinant's part by the adjoint of the cyclic reduction."""
         with torch.enable_grad():
             leaf = field.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(log_abs_det(leaf, self.kappa)[0].sum(), leaf)
