@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from latticeflow.actions import SchwingerAction, U1Action
+from latticeflow.cli import chains as chains_stage
 from latticeflow.cli import main
-from latticeflow.cli import sampling as sampling_stage
 from latticeflow.samplers import FlowSampler, tune_quenched
 from latticeflow.storage import Ensemble, load_checkpoint
 
@@ -154,7 +154,7 @@ def fault(monkeypatch) -> Fault:
 
 def in_block(monkeypatch, fault: Fault, blocks: Callable[[int], bool]) -> None:
     """Arm the fault in the chosen blocks of the sampling, counted from 0, and count the bad proposals of each step."""
-    run_block, calls = sampling_stage.run_block, []
+    run_block, calls = chains_stage.run_block, []
 
     def run(kernel, state, size, generator):
         step = kernel.step
@@ -172,7 +172,7 @@ def in_block(monkeypatch, fault: Fault, blocks: Callable[[int], bool]) -> None:
         finally:
             fault.armed, kernel.step = False, step
 
-    monkeypatch.setattr(sampling_stage, "run_block", run)
+    monkeypatch.setattr(chains_stage, "run_block", run)
 
 
 def write(folder: Path, *changes: str, kernels: list[str]) -> tuple[Path, list[str]]:
@@ -355,13 +355,13 @@ def test_bad_weights_of_the_baseline_do_not_spoil_the_run(tmp_path, fault, monke
     """The chain is whole by then: the report must come, with a baseline or without."""
     path, changes = write(tmp_path, "chain.draws=32", kernels=["hmc"])
     fault.rate, fault.value = 0.05, value
-    write_baseline = sampling_stage._write_baseline
+    write_baseline = chains_stage._write_baseline
 
     def with_fault(*arguments):
         fault.armed = True
         write_baseline(*arguments)
 
-    monkeypatch.setattr(sampling_stage, "_write_baseline", with_fault)
+    monkeypatch.setattr(chains_stage, "_write_baseline", with_fault)
     outcome = call("run", path, *changes)
     assert outcome.code == 0, outcome.err
     assert not has_nan(path.with_suffix(""), "proposals")

@@ -22,18 +22,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Threads that spin while they wait make a step ten times slower when cores are shared; read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     signal.signal(signal.SIGTERM, _interrupt)
+    code = FAILED
     try:
-        return _guarded(options)
+        code = _guarded(options)
     except KeyboardInterrupt:
-        print(f"interrupted; {_how_to_resume(options)}", file=sys.stderr)
-        return INTERRUPTED
+        if _rank() == 0:
+            print(f"interrupted; {_how_to_resume(options)}", file=sys.stderr)
+        code = INTERRUPTED
+    finally:
+        if "WORLD_SIZE" in os.environ:
+            _leave(code)
+    return code
 
 
 def _guarded(options: Namespace) -> int:
     # Imported here so that `--help` and usage errors do not wait for torch.
+    from latticeflow.cli.chains import SamplingError
     from latticeflow.cli.commands import execute
     from latticeflow.cli.folder import UsageError
-    from latticeflow.cli.sampling import SamplingError
     from latticeflow.config import ConfigError
     from latticeflow.flows import SingularWeightsError
     from latticeflow.storage import StorageError
@@ -61,9 +67,16 @@ def _guarded(options: Namespace) -> int:
 def _fail(error: Exception | str, code: int) -> int:
     if _rank() == 0:
         print(f"latticeflow: {error}", file=sys.stderr)
-    elif code not in (USAGE, BAD_CONFIG):  # which the first process says as well
+    elif code != USAGE:  # of the environment, which the first process says as well
         print(f"latticeflow (process {_rank()}, counted from 0): {error}", file=sys.stderr)
     return code
+
+
+def _leave(code: int) -> None:
+    """End with the other processes; what had to be said has been said."""
+    from latticeflow.cli.processes import leave
+
+    leave(code)
 
 
 def _rank() -> int:

@@ -16,9 +16,10 @@ from latticeflow.cli.folder import RunFolder, UsageError, ensemble_path
 from latticeflow.cli.measuring import measure_ensemble, open_reference
 from latticeflow.cli.report import as_json, table
 from latticeflow.cli.results import Report
+from latticeflow.cli.sampling import check_processes, help_sample
 from latticeflow.cli.sampling import sample as sample_chains
 from latticeflow.cli.status import described, state_of
-from latticeflow.cli.training import needs_training, start_from
+from latticeflow.cli.training import help_train, needs_training, start_from
 from latticeflow.cli.training import train as train_sampler
 from latticeflow.cli.verifying import cut, open_checked, verify
 from latticeflow.config import Config, ConfigError, load_config
@@ -35,18 +36,21 @@ def execute(options: Namespace) -> None:
     command = COMMANDS[options.command]
     if processes.processes() == 1:
         return command(options)
-    if command not in (run, train):
-        raise UsageError(f"{processes.processes()} processes are for `run` and `train`; start {options.command} alone")
-    config = _load(options.config, options.overrides, resume=options.resume)
-    processes.check_shared(config, training=needs_training(config))
-    return processes.together(config, command, options)
+    tasks = {processes.TRAIN: help_train, processes.SAMPLE: help_sample}
+    return processes.together(command if command in (run, train, sample) else _refuse, options, tasks)
+
+
+def _refuse(options: Namespace) -> None:
+    several = processes.processes()
+    raise UsageError(f"{several} processes are for `run`, `train` and `sample`; start {options.command} alone")
 
 
 def run(options: Namespace) -> None:
     """Do the whole road and print the result table."""
     started = time.perf_counter()
-    folder = _prepare(options, extend=options.extend)
+    folder = _prepare(options, extend=options.extend, samples=True)
     with folder.lock():
+        check_processes(folder)
         folder.begin()
         train_sampler(folder)
         sample_chains(folder)
@@ -70,7 +74,9 @@ def train(options: Namespace) -> None:
 
 def sample(options: Namespace) -> None:
     folder = _open(options, extend=options.extend)
+    processes.check_shared(folder.config, trains=False, samples=True)
     with folder.lock():
+        check_processes(folder)
         sample_chains(folder)
 
 
@@ -180,17 +186,13 @@ def _load(path: Path, overrides: list[str], *, resume: bool = False) -> Config:
         problems.append(Problem("training.start_from", "the folder of an earlier run", f'"{start_from}"'))
     if problems:
         raise ConfigError(problems, str(path))
-    _use_threads(config)
+    processes.use_threads(config)
     return config
 
 
-def _use_threads(config: Config) -> None:
-    if config.run.threads is not None:
-        torch.set_num_threads(config.run.threads)
-
-
-def _prepare(options: Namespace, *, extend: int = 0) -> RunFolder:
+def _prepare(options: Namespace, *, extend: int = 0, samples: bool = False) -> RunFolder:
     config = _load(options.config, options.overrides, resume=options.resume)
+    processes.check_shared(config, trains=needs_training(config), samples=samples)
     if config.analysis.reference is not None:
         open_reference(config).close()  # better refused now than after the chain
     if not options.resume:
@@ -211,7 +213,7 @@ def _try_start(config: Config) -> None:
 
 def _open(options: Namespace, *, extend: int = 0) -> RunFolder:
     folder = RunFolder.open(options.folder, extend=extend)
-    _use_threads(folder.config)
+    processes.use_threads(folder.config)
     return folder
 
 

@@ -51,9 +51,9 @@ def fit_clusters(folder: RunFolder) -> Sampler:
     return _sampler(folder, state)
 
 
-def fitted_sampler(folder: RunFolder) -> Sampler:
-    """Return the sampler of the fitted pieces. Raises UsageError where they are not finished."""
-    return _sampler(folder, _finished(folder))
+def fitted_pieces(folder: RunFolder) -> dict[str, Any]:
+    """Return what `build_pieces` makes the fitted pieces from again. Raises UsageError where they are not finished."""
+    return _pieces(_finished(folder))
 
 
 def fit_records(folder: RunFolder) -> list[Record]:
@@ -148,7 +148,11 @@ def _finished(folder: RunFolder) -> State:
 
 
 def _sampler(folder: RunFolder, state: State) -> Sampler:
-    return build_pieces(folder.config, [piece["weights"] for piece in state["pieces"]], sizes_of(state))
+    return build_pieces(folder.config, **_pieces(state))
+
+
+def _pieces(state: State) -> dict[str, Any]:
+    return {"states": [piece["weights"] for piece in state["pieces"]], "sizes": sizes_of(state)}
 
 
 def _restored(piece: State) -> Fitted:

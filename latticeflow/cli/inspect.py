@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 
 import latticeflow
-from latticeflow.cli.sampling import start
+from latticeflow.cli.chains import start
 from latticeflow.cli.training import needs_training
 from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_bare_action, build_kernel, build_sampler, build_trainer
@@ -51,7 +51,8 @@ def describe(config: Config) -> str:
             * fitted
         )
     kernel = build_kernel(config, sampler)
-    state = start(config, kernel)
+    beginning = stream(config.run.seed, "start", device=config.run.device)
+    state = start(config, kernel, chain.replica, beginning)
     draw = _seconds(lambda: kernel.step(state, stream(config.run.seed, "trial", device=config.run.device)))
     seconds += draw * (chain.draws + chain.thermalisation_steps)
     lines.append(f"chain           {' + '.join(chain.kernels)}, {draw:.3g} s a draw of all replica")

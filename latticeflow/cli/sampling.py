@@ -4,36 +4,30 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Generator, Tensor
 
+from latticeflow.cli.chains import Chains, Rows, check_bad, proposals
 from latticeflow.cli.fitting import piece_columns
-from latticeflow.cli.folder import CHAIN, RunFolder
+from latticeflow.cli.folder import CHAIN, RunFolder, UsageError
 from latticeflow.cli.parts import COLUMN as PART
 from latticeflow.cli.parts import part_columns
 from latticeflow.cli.pieces import NAME as PIECES
+from latticeflow.cli.processes import SAMPLE, Helpers, helpers, processes
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import Stop, finishing
-from latticeflow.cli.training import trained_sampler, training_records
+from latticeflow.cli.training import restored_sampler, sampler_state, trained_sampler, training_records
 from latticeflow.config import Config
 from latticeflow.config.building import build_action, build_kernel
-from latticeflow.mcmc import ChainState, Kernel, StepInfo
-from latticeflow.mcmc.kernel import state_at
+from latticeflow.mcmc import ChainState, Kernel
 from latticeflow.priors import QuenchedU1
 from latticeflow.samplers import quenched_baseline, tune_quenched
 from latticeflow.stats import ess
-from latticeflow.storage import DataError, Ensemble
+from latticeflow.storage import DataError, Ensemble, load_checkpoint
 from latticeflow.streams import stream
+from latticeflow.training import Team
 
-MAX_BAD_FRACTION, FEW = 0.01, 1000
-MAX_BAD_WHILE_TUNED, WHILE_TUNED = 0.05, 4
+PROCESSES = "processes"
 TRAINED = ("piece", PART, "step", "loss", "ess", "held_out", "seconds", "skipped")
 NUMPY = {torch.bool: np.bool_, torch.float64: np.float64}
-
-Rows = dict[str, dict[str, np.ndarray]]
-
-
-class SamplingError(RuntimeError):
-    """Sampling cannot go on, for the reason in the message."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +44,12 @@ class Reached:
 
 
 def sample(folder: RunFolder) -> None:
-    """Run the chains to their end, block by block, each committed before the next begins."""
+    """Run the chains to their end, block by block, each committed before the next begins.
+
+    Other processes have their share of the chains, and end with them.
+    """
     config = folder.config
-    kernel = build_kernel(config, trained_sampler(folder))
+    kernel, others = build_kernel(config, trained_sampler(folder)), helpers()
     if not folder.ensemble_file.exists():
         folder.check_complete(0, folder.checkpointed_draws)
         create_ensemble(folder, kernel)
@@ -60,40 +57,60 @@ def sample(folder: RunFolder) -> None:
         if folder.draws > ensemble.draws:
             ensemble.extend(folder.draws - ensemble.draws, config=config.to_toml())
         if ensemble.n_committed < ensemble.draws or "tuned" not in ensemble.analysis():
-            reached = _take_up(folder, kernel, ensemble)
-            reached = _thermalise(folder, kernel, reached, stop)
-            reached = _draw(folder, kernel, ensemble, reached, stop)
+            with _chains(folder, kernel, others) as chains:
+                reached = _take_up(folder, chains, ensemble)
+                reached = _thermalise(folder, chains, reached, stop)
+                reached = _draw(folder, chains, ensemble, reached, stop)
             _write_training(folder, ensemble)
             ensemble.write_analysis("rejected", {"bad_proposals": reached.bad})
             ensemble.write_analysis("tuned", kernel.parameters)
+        if others is not None:
+            others.dismiss()
         if config.baseline is not None and "baseline_law" not in ensemble.analysis():
             _write_baseline(folder, ensemble)
             folder.status("baseline", config.baseline.samples, config.baseline.samples)
         stop.here()
 
 
-def run_block(kernel: Kernel, state: ChainState, draws: int, generator: Generator) -> tuple[ChainState, Rows, int]:
-    """Take `draws` steps; return the state, the rows `(chain, draws, ...)` to append, and the number of bad ones."""
-    steps: list[tuple[ChainState, StepInfo]] = []
-    for _ in range(draws):
-        state, info = kernel.step(state, generator)
-        steps.append((state, info))
-    history = {name: _rows([info.history[name] for _, info in steps]) for name in kernel.history}
-    rows = {
-        "fields": {kernel.action.field_name: _rows([s.field for s, _ in steps])},
-        "history": {"action": _rows([s.action for s, _ in steps])} | history,
-        "proposals": {name: _rows([info.proposals[name] for _, info in steps]) for name in kernel.proposals},
-    }
-    return state, rows, sum(info.bad for _, info in steps)
+def help_sample(config: Config, team: Team) -> None:
+    """Move a share of the chains of the first process, which has the sampler."""
+    kernel = build_kernel(config, restored_sampler(config, team.spread(None)))
+    Chains(config, kernel, team).follow()
 
 
-def _check_bad(bad: int, total: int, *, limit: float = MAX_BAD_FRACTION, least: int = FEW) -> None:
-    """Raise SamplingError when more than a fraction of the proposals is bad, or of `least` where they are fewer."""
-    if bad > limit * max(total, least):
-        raise SamplingError(f"{bad} of {total} proposals had a non-finite action or log q (limit {limit:.0%})")
+def check_processes(folder: RunFolder) -> None:
+    """Raise UsageError where the chains go on and were begun by another number of processes."""
+    try:
+        checkpoint = load_checkpoint(folder.checkpoints(CHAIN))
+    except (FileNotFoundError, DataError):  # what is wrong is said where the chains are taken up
+        return
+    begun_by = checkpoint.state.get(PROCESSES, 1)
+    if begun_by == processes() or not _unfinished(folder):
+        return
+    how = f"`torchrun --nproc-per-node {begun_by} -m latticeflow ...`" if begun_by > 1 else "without torchrun"
+    raise UsageError(
+        f"{folder.path}: the chains were begun by {begun_by} process{'es' * (begun_by > 1)}, on which their numbers "
+        f"depend, this is {processes()}; start {begun_by}, {how}"
+    )
 
 
-def _take_up(folder: RunFolder, kernel: Kernel, ensemble: Ensemble) -> Reached:
+def _unfinished(folder: RunFolder) -> bool:
+    if not folder.ensemble_file.exists():
+        return True
+    with folder.ensemble() as ensemble:
+        return ensemble.n_committed < folder.draws or "tuned" not in ensemble.analysis()
+
+
+def _chains(folder: RunFolder, kernel: Kernel, others: Helpers | None) -> Chains:
+    """Return the chains, those of other processes begun there with the sampler of this one."""
+    if others is None:
+        return Chains(folder.config, kernel)
+    team = others.ask(SAMPLE, folder.config)
+    team.spread(sampler_state(folder))
+    return Chains(folder.config, kernel, team)
+
+
+def _take_up(folder: RunFolder, chains: Chains, ensemble: Ensemble) -> Reached:
     """Return the newest checkpoint before the end of what is stored, a block behind it, or the start of the chains.
 
     That block, computed again, shows whether this machine still gives the same numbers.
@@ -107,91 +124,63 @@ def _take_up(folder: RunFolder, kernel: Kernel, ensemble: Ensemble) -> Reached:
                 raise
             continue  # none before the end is valid, the one there may be
         if checkpoint is not None:
-            kernel.parameters = checkpoint.state["parameters"]
             reached = {name: checkpoint.state[name] for name in ("thermalised", "draws", "bad")}
-            return Reached(ChainState(**checkpoint.state["state"]), **reached)
-    reached = Reached(start(folder.config, kernel))
-    _save(folder, kernel, reached)
+            state = chains.go_on(ChainState(**checkpoint.state["state"]), checkpoint.state["parameters"])
+            return Reached(state, **reached)
+    reached = Reached(chains.start())
+    _save(folder, chains, reached)
     return reached
 
 
-def _thermalise(folder: RunFolder, kernel: Kernel, reached: Reached, stop: Stop) -> Reached:
+def _thermalise(folder: RunFolder, chains: Chains, reached: Reached, stop: Stop) -> Reached:
     """Take the steps of the thermalisation that are left, the kernel learning from them."""
-    config, steps, state = folder.config, folder.config.chain.thermalisation_steps, reached.state
-    bad = taken = 0
+    config, steps = folder.config, folder.config.chain.thermalisation_steps
     if reached.thermalised == steps:
         return reached
     with ticker("thermalising", steps, done=reached.thermalised) as counter:
         while reached.thermalised < steps:
             size = min(config.chain.block, steps - reached.thermalised)
-            generator = _stream(config, "thermalisation", reached.thermalised)
-            for _ in range(size):
-                state, info = kernel.step(state, generator)
-                kernel.tune(info)
-                bad, taken = bad + info.bad, taken + _proposals(folder)
-                least = round(WHILE_TUNED * _proposals(folder) / MAX_BAD_WHILE_TUNED)  # a step that is far too large
-                _check_bad(bad, taken, limit=MAX_BAD_WHILE_TUNED, least=least)
+            state = chains.thermalise(reached.thermalised, size)
             reached = Reached(state, reached.thermalised + size)
-            _save(folder, kernel, reached)
-            folder.status("thermalising", reached.thermalised, steps)
-            counter.advance(size, ", ".join(f"{name} {value:.3g}" for name, value in kernel.parameters.items()))
-            stop.here()
+            _save(folder, chains, reached)
+            folder.status("thermalising", reached.thermalised, steps, elsewhere=chains.taken_elsewhere())
+            counter.advance(size, ", ".join(f"{name} {value:.3g}" for name, value in chains.kernel.parameters.items()))
+            stop.here(also=chains.others_stop)
     return reached
 
 
-def _draw(folder: RunFolder, kernel: Kernel, ensemble: Ensemble, reached: Reached, stop: Stop) -> Reached:
+def _draw(folder: RunFolder, chains: Chains, ensemble: Ensemble, reached: Reached, stop: Stop) -> Reached:
     """Take the chains to their end, comparing what is computed again with what is stored."""
+    every = proposals(folder.config)
     with ticker("sampling", ensemble.draws, done=reached.draws) as counter:
         while reached.draws < ensemble.draws:
             first = reached.draws
             size = ensemble.block_at(first)
-            state, rows, bad = run_block(kernel, reached.state, size, _stream(folder.config, "chain", first))
-            _check_bad(bad, size * _proposals(folder))
-            _check_bad(reached.bad + bad, (first + size) * _proposals(folder))
+            state, rows, bad = chains.draw(first, size)
+            check_bad(bad, size * every)
+            check_bad(reached.bad + bad, (first + size) * every)
             if first < ensemble.n_committed:
                 _check_again(folder, ensemble, rows, first)
             else:
                 ensemble.append(**rows)
             reached = Reached(state, reached.thermalised, first + size, reached.bad + bad)
-            _save(folder, kernel, reached)
-            folder.status("sampling", reached.draws, ensemble.draws)
-            counter.advance(size, _note(kernel, ensemble))
-            stop.here()
+            _save(folder, chains, reached)
+            folder.status("sampling", reached.draws, ensemble.draws, elsewhere=chains.taken_elsewhere())
+            counter.advance(size, _note(chains.kernel, ensemble))
+            stop.here(also=chains.others_stop)
     return reached
 
 
-def start(config: Config, kernel: Kernel) -> ChainState:
-    """Return the states that the chains start from; raises SamplingError where there are none."""
-    generator = _stream(config, "start")
-    try:
-        state = kernel.start(config.chain.replica, generator)
-    except ValueError as error:
-        raise SamplingError(str(error)) from error
-    return state_at(kernel.action, torch.zeros_like(state.field), generator) if config.chain.start == "cold" else state
-
-
-def _proposals(folder: RunFolder) -> int:
-    """Return how many proposals the chains see in a step."""
-    return folder.config.chain.replica * len(folder.config.chain.kernels)
-
-
-def _save(folder: RunFolder, kernel: Kernel, reached: Reached) -> None:
-    contents = vars(reached) | {"state": vars(reached.state), "parameters": kernel.parameters}
+def _save(folder: RunFolder, chains: Chains, reached: Reached) -> None:
+    contents = vars(reached) | {"state": vars(reached.state), "parameters": chains.kernel.parameters}
+    contents |= {PROCESSES: chains.processes} if chains.processes > 1 else {}
     folder.save_checkpoint(CHAIN, contents, reached.thermalised + reached.draws)
-
-
-def _stream(config: Config, purpose: str, block: int = 0) -> Generator:
-    return stream(config.run.seed, purpose, block, device=config.run.device)
 
 
 def _note(kernel: Kernel, ensemble: Ensemble) -> str:
     accepted = [name for name in kernel.history if name.startswith("accepted")]
     notes = [f"{name.replace('accepted', 'acceptance')} {ensemble.history(name).mean():.3f}" for name in accepted]
     return "  ".join(notes + [f"ESS {ess(ensemble.proposals(name)):.3f}" for name in kernel.proposals])
-
-
-def _rows(tensors: list[Tensor]) -> np.ndarray:
-    return torch.stack(tensors, dim=1).cpu().numpy()
 
 
 def create_ensemble(folder: RunFolder, kernel: Kernel) -> None:

@@ -1,21 +1,34 @@
 """The training stage, and the sampler that it leaves behind."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from latticeflow.cli import metrics
-from latticeflow.cli.fitting import fit_clusters, fit_records, fitted_sampler
+from latticeflow.cli.fitting import fit_clusters, fit_records, fitted_pieces
 from latticeflow.cli.folder import TRAINING, RunFolder, UsageError
 from latticeflow.cli.parts import learner
-from latticeflow.cli.processes import processes
+from latticeflow.cli.processes import TRAIN, Helpers, helpers, is_pipeline
 from latticeflow.cli.progress import ticker
 from latticeflow.cli.stopping import finishing
 from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
+from latticeflow.config.clusters import build_pieces
 from latticeflow.samplers import Sampler
 from latticeflow.storage import DataError
-from latticeflow.training import StepRecord, Trainer, TrainingError, hopeless, run_pipeline
+from latticeflow.training import (
+    StepRecord,
+    Team,
+    Trainer,
+    TrainingError,
+    hopeless,
+    run_data_parallel,
+    run_pipeline,
+)
+
+PROCESSES = "processes"
+OnStep = Callable[[Trainer, StepRecord], None]
 
 
 def train(folder: RunFolder) -> Sampler:
@@ -29,16 +42,26 @@ def train(folder: RunFolder) -> Sampler:
         return sampler
     if config.clustered:
         return fit_clusters(folder)
-    trainer = build_trainer(config, sampler)
+    trainer, others, steps = build_trainer(config, sampler), helpers(), config.training.steps
     checkpoint = folder.load_checkpoint(TRAINING)
     if checkpoint is not None:
         trainer.load_state_dict(checkpoint.state)
     else:
         start_from(config, trainer)
     taken = {record["step"]: record for record in metrics.written(folder) if record["step"] > trainer.step}
-    steps = config.training.steps
+    before = 1 if checkpoint is None else checkpoint.state.get(PROCESSES, 1)
+    sharing = _sharing(config, others)
+
+    def save() -> None:
+        noted = {PROCESSES: sharing} if sharing > 1 else {}
+        folder.save_checkpoint(TRAINING, trainer.state_dict() | noted, trainer.step)
+
     if trainer.step < steps:
         metrics.rewrite(folder, map(asdict, trainer.records))
+        if before != sharing:  # whose sums are rounded in another way
+            taken = {}
+            save()
+    team = others.ask(TRAIN, config) if others is not None and trainer.step < steps else None
     skipped = sum(record.skipped for record in trainer.records)
     with ticker(TRAINING, steps, done=trainer.step) as counter, finishing("step") as stop:
 
@@ -51,22 +74,58 @@ def train(folder: RunFolder) -> Sampler:
             counter.advance(1, note + f"  skipped {skipped}" * bool(skipped))
             if record.step < trainer.step:
                 return  # one of several that came from other processes at once
+            stop.asked = stop.asked or (team is not None and team.stop_wanted)
             if trainer.step % config.training.checkpoint_every == 0 or trainer.step == steps or stop.asked:
-                folder.save_checkpoint(TRAINING, trainer.state_dict(), trainer.step)
+                save()
                 elsewhere, trainer.cpu_elsewhere = trainer.cpu_elsewhere, 0.0
                 folder.status(TRAINING, trainer.step, steps, elsewhere=elsewhere)
             stop.here()
 
         try:
-            if processes() > 1:
-                run_pipeline(trainer, on_step, sync_every=config.training.checkpoint_every)
-            else:
+            if team is None:
                 trainer.run(on_step)
+            elif is_pipeline(config):
+                _lead_pipeline(others, trainer, on_step, sync_every=config.training.checkpoint_every)
+            else:
+                run_data_parallel(trainer, team, on_step)
         except TrainingError as error:
-            folder.save_checkpoint(TRAINING, trainer.state_dict(), trainer.step)
+            save()
             stored = folder.checkpoints(TRAINING)
             raise TrainingError(f"{error}; the weights of the last good step are in {stored}") from error
     return sampler
+
+
+def help_train(config: Config, team: Team) -> None:
+    """Take part in the training that the first process leads."""
+    trainer = build_trainer(config, build_sampler(config))
+    if is_pipeline(config):
+        run_pipeline(trainer, sync_every=config.training.checkpoint_every)
+    else:
+        run_data_parallel(trainer, team)
+
+
+def _sharing(config: Config, others: Helpers | None) -> int:
+    """Return how many processes share a batch, on which the rounding of sums depends."""
+    return 1 if others is None or is_pipeline(config) else others.exchange.processes
+
+
+def _lead_pipeline(others: Helpers, trainer: Trainer, on_step: OnStep, *, sync_every: int) -> None:
+    """Train the parts with the others, who then wait until the last steps, end to end, are done here."""
+    team = others.team
+
+    def watched(trainer: Trainer, record: StepRecord) -> None:
+        team.waiting = True  # also where this fails: they are told, and leave the pipeline
+        on_step(trainer, record)
+        team.waiting = record.step >= trainer.schedule.local_steps
+        if record.step > trainer.schedule.local_steps:
+            others.keep()
+
+    try:
+        run_pipeline(trainer, watched, sync_every=sync_every)
+    except TrainingError:
+        team.waiting = True
+        raise
+    team.waiting = True
 
 
 def start_from(config: Config, trainer: Trainer) -> None:
@@ -93,11 +152,24 @@ def trained_sampler(folder: RunFolder) -> Sampler:
 
     Raises UsageError where the training is not finished.
     """
-    if folder.config.clustered and needs_training(folder.config):
-        return fitted_sampler(folder).eval()
-    sampler = build_sampler(folder.config)
-    if needs_training(folder.config):
-        sampler.load_state_dict(_finished_training(folder)["best_weights"])
+    return restored_sampler(folder.config, sampler_state(folder))
+
+
+def sampler_state(folder: RunFolder) -> dict[str, Any]:
+    """Return what the sampler of a finished training is made from again; raises as `trained_sampler`."""
+    if not needs_training(folder.config):
+        return {}
+    return fitted_pieces(folder) if folder.config.clustered else _finished_training(folder)["best_weights"]
+
+
+def restored_sampler(config: Config, state: dict[str, Any]) -> Sampler:
+    """Return the sampler of such a state, in evaluation mode."""
+    if not needs_training(config):
+        return build_sampler(config).eval()
+    if config.clustered:
+        return build_pieces(config, **state).eval()
+    sampler = build_sampler(config)
+    sampler.load_state_dict(state)
     return sampler.eval()
 
 

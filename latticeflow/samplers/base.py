@@ -5,14 +5,18 @@ from abc import ABC, abstractmethod
 from torch import Generator, Tensor, nn
 
 from latticeflow.actions import Action
+from latticeflow.streams import SharedStream
 
 
 class Sampler(nn.Module, ABC):
     """A trainable distribution of fields that can be drawn from and whose density is known."""
 
     @abstractmethod
-    def sample(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Return n independent fields and their `log q`, `(n,)` float64; gradients flow to the parameters."""
+    def sample(self, n: int, generator: Generator | SharedStream | None = None) -> tuple[Tensor, Tensor]:
+        """Return n independent fields and their `log q`, `(n,)` float64; gradients flow to the parameters.
+
+        Of a stream that processes share they are those of this process.
+        """
 
     @abstractmethod
     def log_prob(self, x: Tensor) -> Tensor:

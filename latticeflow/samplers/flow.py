@@ -8,6 +8,7 @@ from torch import Generator, Tensor
 from latticeflow.flows import Bijection
 from latticeflow.priors import Prior
 from latticeflow.samplers.base import Sampler
+from latticeflow.streams import SharedStream, own_rows
 
 
 class FlowSampler(Sampler):
@@ -22,12 +23,14 @@ class FlowSampler(Sampler):
         self.prior = prior
         self.flow = flow
 
-    def sample(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, generator: Generator | SharedStream | None = None) -> tuple[Tensor, Tensor]:
         z = self.latent(n, generator)
         x, log_det = self.flow(z)
         return x, self.prior.log_prob(z.double()) - log_det
 
-    def sample_with_score(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def sample_with_score(
+        self, n: int, generator: Generator | SharedStream | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Return n draws, their log q, and their score `d log q(x) / dx`, which carries no gradient."""
         z = self.latent(n, generator)
         x, log_det, score = self.flow.carry_score(z, self._prior_score(z))
@@ -39,9 +42,9 @@ class FlowSampler(Sampler):
         log_prob = self.prior.log_prob(leaf.double())
         return torch.autograd.grad(log_prob.sum(), leaf)[0] if log_prob.requires_grad else torch.zeros_like(leaf)
 
-    def latent(self, n: int, generator: Generator | None = None) -> Tensor:
+    def latent(self, n: int, generator: Generator | SharedStream | None = None) -> Tensor:
         """Return n draws of the prior in the flow's dtype and device."""
-        return self._cast(self.prior.sample(n, generator))
+        return self._cast(own_rows(self.prior.sample, n, generator))
 
     def _cast(self, z: Tensor) -> Tensor:
         parameter = next(chain(self.flow.parameters(), self.parameters()), z)

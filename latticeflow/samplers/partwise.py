@@ -10,6 +10,7 @@ from torch import Generator, Tensor, nn
 from latticeflow.flows import Sequential
 from latticeflow.priors import Prior
 from latticeflow.samplers.flow import FlowSampler
+from latticeflow.streams import SharedStream
 
 Draws = tuple[Tensor, Tensor]
 
@@ -47,12 +48,18 @@ class Part(FlowSampler):
     drawn: Draws | None = None
     score: Tensor | None = None
 
-    def sample(self, n: int, generator: Generator | None = None) -> Draws:
+    def latent(self, n: int, generator: Generator | SharedStream | None = None) -> Tensor:
+        given = isinstance(self.prior, GivenDraws)  # which are those of this process already
+        return super().latent(n, None if given else generator)
+
+    def sample(self, n: int, generator: Generator | SharedStream | None = None) -> Draws:
         x, log_q = super().sample(n, generator)
         self._keep(x, log_q, None)
         return x, log_q
 
-    def sample_with_score(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def sample_with_score(
+        self, n: int, generator: Generator | SharedStream | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         x, log_q, score = super().sample_with_score(n, generator)
         self._keep(x, log_q, score)
         return x, log_q, score
@@ -93,7 +100,7 @@ class PartwiseSampler(FlowSampler):
         """Return the sampler of the first k parts."""
         return FlowSampler(self.prior, Sequential(layer for part in self.parts[:k] for layer in part.layers))
 
-    def part(self, k: int, n: int, generator: Generator | None = None) -> Part:
+    def part(self, k: int, n: int, generator: Generator | SharedStream | None = None) -> Part:
         """Return part k, counted from 0, on n draws of the parts before it, which are constants for it."""
         if k == 0:
             return Part(self.prior, self.parts[0])

@@ -10,7 +10,7 @@ from latticeflow.flows import Bijection, ElementwiseAffine, Reflection, Sequenti
 from latticeflow.priors import Prior
 from latticeflow.samplers.base import Sampler
 from latticeflow.samplers.flow import FlowSampler
-from latticeflow.streams import draw_options
+from latticeflow.streams import SharedStream, draw_options
 
 
 class PiecewiseSampler(Sampler):
@@ -52,12 +52,15 @@ class PiecewiseSampler(Sampler):
                 raise ValueError(f"weights must be positive and finite, that of piece {k} is {weight!r}")
         self.log_weights.copy_(torch.log_softmax(values.log(), dim=0))
 
-    def sample(self, n: int, generator: Generator | None = None) -> tuple[Tensor, Tensor]:
+    def sample(self, n: int, generator: Generator | SharedStream | None = None) -> tuple[Tensor, Tensor]:
         """Return n independent fields and their `log q`, `(n,)`; gradients flow to the parameters, given the pieces."""
-        labels = self._labels(n, generator)
-        counts = torch.bincount(labels, minlength=len(self.pieces)).tolist()
-        asked = [(piece, count) for piece, count in zip(self.pieces, counts, strict=True) if count or n == 0]
-        drawn = torch.cat([piece.sample(count, generator)[0] for piece, count in asked])
+        if isinstance(generator, SharedStream):
+            labels, asked = self._shared(generator)
+        else:
+            labels = self._labels(n, generator)
+            counts = self._counts(labels)
+            asked = [(k, count, generator) for k, count in enumerate(counts) if count or n == 0]
+        drawn = torch.cat([self.pieces[k].sample(count, own)[0] for k, count, own in asked])
         place = torch.argsort(torch.argsort(labels, stable=True))
         x = drawn.index_select(0, place.to(drawn.device))
         return x, self.log_prob(x)
@@ -66,6 +69,20 @@ class PiecewiseSampler(Sampler):
         """Return `log q` of given fields, `(batch,)`, with gradients to parameters and fields."""
         log_q = torch.stack([_log_prob(piece, x) for piece in self.pieces], dim=1)
         return torch.logsumexp(self._log_weights().to(log_q.device) + log_q, dim=1)
+
+    def _shared(self, stream: SharedStream) -> tuple[Tensor, list[tuple[int, int, SharedStream]]]:
+        """Return the pieces of the rows of this process; of every piece their number and where they are in its draws.
+
+        The draws of a piece come in the order of the rows, so those of a process follow each other.
+        """
+        everything, generator = self._labels(stream.total, stream.generator), stream.generator
+        ends = [self._counts(everything[:end]) for end in (stream.rows.start, stream.rows.stop, stream.total)]
+        places = [SharedStream(generator, slice(*place), total) for *place, total in zip(*ends, strict=True)]
+        asked = [(k, own.rows.stop - own.rows.start, own) for k, own in enumerate(places) if own.total]
+        return everything[stream.rows], asked
+
+    def _counts(self, labels: Tensor) -> list[int]:
+        return torch.bincount(labels, minlength=len(self.pieces)).tolist()
 
     def _labels(self, n: int, generator: Generator | None) -> Tensor:
         """Return the pieces of n independent draws, which come in any order."""

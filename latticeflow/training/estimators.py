@@ -48,19 +48,21 @@ def reinforce(
     generator: Generator | None,
     *,
     signal_clip: float = math.inf,
+    advantage: Callable[[Tensor], Tensor] | None = None,
 ) -> Estimate:
     """Score-function estimator with the leave-one-out baseline.
 
-    `signal_clip` limits |signal - baseline|: a small bias against the rare huge weights of early training.
+    `signal_clip` limits |signal - baseline|: a small bias against the rare huge weights of early training. `advantage`
+    is `leave_one_out` unless other processes have more rows of the batch.
     """
     with torch.no_grad():
         x, log_q = sampler.sample(batch, generator)
         log_weight = -action(x).double() - log_q
-    advantage = _leave_one_out(-log_weight).clamp(-signal_clip, signal_clip)
-    return (sampler.log_prob(x) * advantage).mean(), log_weight
+    clipped = (advantage or leave_one_out)(-log_weight).clamp(-signal_clip, signal_clip)
+    return (sampler.log_prob(x) * clipped).mean(), log_weight
 
 
-def _leave_one_out(signal: Tensor) -> Tensor:
+def leave_one_out(signal: Tensor) -> Tensor:
     """Return `signal_i - mean_{j != i} signal_j`."""
     n = len(signal)
     return (signal - signal.mean()) * (n / (n - 1))

@@ -4,6 +4,7 @@ The default process group has to be there (`torch.distributed.init_process_group
 """
 
 import io
+import platform
 import re
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -40,7 +41,7 @@ class Exchange:
     def __init__(self, device: torch.device) -> None:
         self.rank, self.processes = dist.get_rank(), dist.get_world_size()
         self.device = device
-        self.carrier = device if dist.get_backend() == "nccl" else torch.device("cpu")
+        self.carrier = device if _own_devices(device) else torch.device("cpu")  # by nccl, else by gloo
         self.layout_in: list[Any] = []
         self.layout_out: list[Any] = []
         self.under_way: deque[list[Any]] = deque()
@@ -95,6 +96,15 @@ class Exchange:
     def _wait_for_oldest(self) -> None:
         for work, _ in self.under_way.popleft():
             work.wait()
+
+
+def _own_devices(device: torch.device) -> bool:
+    """Return whether each process has a GPU of its own, between which nccl carries tensors."""
+    if device.type != "cuda":
+        return False
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, (platform.node(), str(device)))
+    return len(set(found)) == len(found)
 
 
 def short(error: Exception) -> str:

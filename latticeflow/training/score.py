@@ -22,6 +22,7 @@ from torch import Generator, Tensor
 
 from latticeflow.actions import Action
 from latticeflow.samplers import EBFlowSampler, FlowSampler
+from latticeflow.streams import SharedStream, own_rows
 
 ScoreLoss = Callable[[FlowSampler, Tensor, Generator | None], Tensor]
 NOISE, DIFFERENCE = 0.1, 0.1
@@ -102,8 +103,11 @@ def make_score_loss(name: str, **widths: float | None) -> ScoreLoss:
     return matched
 
 
-def _normal(x: Tensor, generator: Generator | None) -> Tensor:
-    return torch.randn(x.shape, generator=generator, dtype=x.dtype, device=x.device)
+def _normal(x: Tensor, generator: Generator | SharedStream | None) -> Tensor:
+    def draw(n: int, generator: Generator | None) -> Tensor:
+        return torch.randn((n, *x.shape[1:]), generator=generator, dtype=x.dtype, device=x.device)
+
+    return own_rows(draw, len(x), generator)
 
 
 def _square(v: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from latticeflow.actions import Action
 from latticeflow.flows import SingularWeightsError
 from latticeflow.samplers import FlowSampler, Sampler
 from latticeflow.stats import ess
-from latticeflow.streams import stream
+from latticeflow.streams import SharedStream, stream
 from latticeflow.training.averaging import WeightAverage
 from latticeflow.training.estimators import (
     Estimator,
@@ -26,10 +26,12 @@ from latticeflow.training.estimators import (
     make_estimator,
 )
 from latticeflow.training.schedule import END_TO_END, SIMULTANEOUS, Optimizers, Schedule
+from latticeflow.training.team import ALONE, Alone
 
 MAX_SKIPPED_IN_A_ROW = 20
 REFINE_EVERY, LAST_DRAWS = 100, 2048
-Learners = Callable[[torch.Generator], Iterable[Sampler]]
+Stream = torch.Generator | SharedStream
+Learners = Callable[[Stream], Iterable[Sampler]]
 
 
 class TrainingError(RuntimeError):
@@ -107,7 +109,8 @@ class Trainer:
     """The state of a training run: everything `state_dict` holds is needed to go on bit for bit.
 
     A `PartwiseSampler` trains by the schedule of the settings; any other one end to end. With `fine_tuner`, the last
-    `fine_tuning` of the steps are by that estimator, and the best weights are chosen among theirs. Raises ValueError
+    `fine_tuning` of the steps are by that estimator, and the best weights are chosen among theirs. `team` are the
+    processes that share every batch (`latticeflow.training.data_parallel`). Raises ValueError
     for parts that are to match scores, as what is before a part has no score that a part could carry, and for samplers
     that are no flow.
     """
@@ -120,6 +123,7 @@ class Trainer:
     records: list[StepRecord] = field(default_factory=list)
     cpu_elsewhere: float = 0.0  # the CPU seconds of other processes in this life
     fine_tuner: Estimator | None = None
+    team: Alone = ALONE
 
     def __post_init__(self) -> None:
         settings, learning = self.settings, isinstance(self.estimator, OnSamples)
@@ -202,10 +206,12 @@ class Trainer:
         """
         settings, rate = self.settings, self.schedule.rate(self.settings, self.step)
         generator = stream(settings.seed, "training", self.step, device=self.device)
+        generator = self.team.stream(generator, settings.batch)
         self.optimizers.zero_grad()
         drawn = [self._accumulate(learners(generator), generator) for _ in range(settings.accumulate)]
-        log_weights = [torch.cat(each) for each in zip(*drawn, strict=True)]
+        log_weights = self.team.joined_rows([torch.cat(each) for each in zip(*drawn, strict=True)])
         groups = [self.optimizers.everything] if learning is None else [(k,) for k in learning]
+        self.team.average(p for parts in groups for k in parts for p in self.optimizers.parameters[k])
         norms, taken = zip(*(self._step(*each, rate) for each in zip(groups, log_weights, strict=True)), strict=True)
         self.step += 1
         place = groups[self.whole][self.whole]
@@ -231,23 +237,23 @@ class Trainer:
         if self.step == self.settings.steps:
             self._refine_best()
 
-    def _accumulate(self, learners: Iterable[Sampler], generator: torch.Generator) -> list[Tensor]:
+    def _accumulate(self, learners: Iterable[Sampler], generator: Stream) -> list[Tensor]:
         """Add one batch to the gradients of all that learns; return its log weights, of one part after the other."""
         return [self._estimate(learner, generator) for learner in learners]
 
-    def _learners(self, learning: tuple[int, ...] | None, generator: torch.Generator) -> Iterable[Sampler]:
+    def _learners(self, learning: tuple[int, ...] | None, generator: Stream) -> Iterable[Sampler]:
         if learning is None:
             return [self.sampler]
         if self.schedule.on_data:
             return map(self.sampler.on_data, learning)
         if len(learning) > 1:
             return self.sampler.chain()
-        return [self.sampler.part(learning[0], self.settings.batch, generator)]
+        return [self.sampler.part(learning[0], self.team.share(self.settings.batch), generator)]
 
-    def _estimate(self, learner: Sampler, generator: torch.Generator) -> Tensor:
+    def _estimate(self, learner: Sampler, generator: Stream) -> Tensor:
         tuning = self.fine_tuner is not None and self.step >= self.schedule.first_steps
         estimator = self.fine_tuner if tuning else self.estimator
-        surrogate, log_weight = estimator(learner, self.action, self.settings.batch, generator)
+        surrogate, log_weight = estimator(learner, self.action, self.team.share(self.settings.batch), generator)
         (surrogate / self.settings.accumulate).backward()
         return log_weight
 

@@ -23,8 +23,9 @@ from typing import TypeVar
 import numpy as np
 import torch
 
+from latticeflow.cli.chains import run_block
 from latticeflow.cli.folder import RunFolder
-from latticeflow.cli.sampling import create_ensemble, run_block
+from latticeflow.cli.sampling import create_ensemble
 from latticeflow.config import load_config
 from latticeflow.config.building import build_kernel, build_sampler
 from latticeflow.mcmc import Kernel
