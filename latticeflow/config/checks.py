@@ -156,6 +156,21 @@ def flow_tiles(values: Values) -> list[Problem]:
     return []
 
 
+def blind_orbits(values: Values) -> list[Problem]:
+    """An average over holonomy shifts is for flows that are blind to the holonomies."""
+    if values["sampler.flow.kind"] != "gauge" or values["action.kind"] not in GAUGE_THEORIES:
+        return []
+    seeing = {"polyakov": values["sampler.flow.polyakov"], "holonomy_pairs": values["sampler.flow.holonomy_pairs"]}
+    given = " and ".join(f"sampler.flow.{key} = {written(value)}" for key, value in seeing.items() if value)
+    grids = {path: values.get(path) for path in ("action.holonomies", "training.holonomies")}
+    expected = f"[1, 1] with {given} (averages over holonomies are for flows that are blind to them)"
+    return [
+        Problem(path, expected, written(grid))
+        for path, grid in grids.items()
+        if given and grid is not None and tuple(grid) != (1, 1)
+    ]
+
+
 def prior_theory(values: Values) -> list[Problem]:
     """The prior must draw the theory's field."""
     theory, prior = values["action.kind"], values["sampler.prior.kind"]
@@ -346,6 +361,7 @@ CHECKS = (
     coupling_mask,
     coupling_kernel,
     flow_tiles,
+    blind_orbits,
     prior_theory,
     prior_sector_factor,
     baseline_sector_factor,

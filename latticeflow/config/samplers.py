@@ -9,6 +9,7 @@ from latticeflow.config.types import (
     Count,
     Counts,
     Fraction,
+    Natural,
     NonNegative,
     Positive,
     Settings,
@@ -72,6 +73,14 @@ class GaugeFlowSettings(Settings):
     )
     dilations: Counts | None = Field(
         None, description="dilation of each local convolution, in mask cells, one more than hidden (absent: all 1)"
+    )
+    polyakov: bool = Field(
+        False, description="the conditioner also sees frozen Polyakov loops; not with averages over holonomies"
+    )
+    holonomy_pairs: Natural = Field(
+        0,
+        description="pairs of holonomy couplings, one per direction, after every 8 layers and the last; not with "
+        "averages over holonomies",
     )
 
 

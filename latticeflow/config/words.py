@@ -24,6 +24,8 @@ def _describe(annotation: Any, metadata: Sequence[object], *, plural: bool = Fal
     annotation, metadata = _plain(annotation, metadata)
     if get_origin(annotation) is Literal:
         return alternatives(get_args(annotation))
+    if annotation is bool:
+        return alternatives([True, False])
     if get_origin(annotation) is tuple:
         return _describe_tuple(get_args(annotation), metadata)
     adjectives = [item.func.__name__ for item in metadata if isinstance(item, AfterValidator)]

@@ -16,7 +16,8 @@ so that `dX = P dB_1 P^+ + X dC_2 X` and `dY = P^+ dC_2 P + Y dB_1 Y`. Put into 
     alpha_2 = R_1 alpha + V beta,       gamma_2 = [R_1 gamma R_1^+ - (2 R_1 alpha + V beta) V^+ - X]_-,
     alpha_1 = alpha R_2 - gamma W^+,    beta_1  = [R_2^+ beta R_2 + W (2 alpha R_2 - gamma W^+) - Y]_-,
 
-and `beta_2 = beta`, `gamma_1 = gamma`, where `[.]_-` is the anti-Hermitian part: only that counts for beta and gamma, as B and C are anti-Hermitian.
+and `beta_2 = beta`, `gamma_1 = gamma`, where `[.]_-` is the anti-Hermitian part: only that counts for beta and gamma,
+as B and C are anti-Hermitian.
 
 A slice has `A = h + h^+` and `B = C = h^+ - h` with `h = kappa (1 - 2 kappa H)^-1`, hence `df = Re tr(G dh)` with
 `G = 2 (alpha + alpha^+ - beta - gamma)`. Each element of h is a modulus times the transporter from x to y, over

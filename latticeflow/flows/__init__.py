@@ -10,6 +10,7 @@ from latticeflow.flows.coupling import AffineMap, Coupling, SplineMap, coupling_
 from latticeflow.flows.elementwise import ActNorm, ElementwiseAffine, Logit, Permutation, Reflection, Softplus
 from latticeflow.flows.gauge import PlaquetteCoupling, SectorCoupling, gauge_flow
 from latticeflow.flows.glow import AtLevel, glow, glow_blocks
+from latticeflow.flows.holonomy import HolonomyCoupling
 from latticeflow.flows.linear import Dense, LUDense, PeriodicConvolution, linear_flow
 from latticeflow.flows.loft import LOFT
 
@@ -25,6 +26,7 @@ __all__ = [
     "Cubic",
     "Dense",
     "ElementwiseAffine",
+    "HolonomyCoupling",
     "InvertibleConvolution",
     "LUDense",
     "LinearBijection",

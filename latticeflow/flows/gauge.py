@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latticeflow.flows.bijection import Bijection, Move, Sequential
+from latticeflow.flows.holonomy import HolonomyCoupling
 from latticeflow.flows.masks import CYCLE, StripeMask, stripe_cycle
 from latticeflow.flows.networks import Conditioner
 from latticeflow.flows.spline import (
@@ -24,10 +25,11 @@ from latticeflow.flows.spline import (
     tailed_inverse,
     tailed_spline,
 )
-from latticeflow.lattice import Shape
-from latticeflow.u1 import plaquette, sawtooth, wrap
+from latticeflow.lattice import Shape, check_integer
+from latticeflow.u1 import plaquette, polyakov_loop, sawtooth, wrap
 
-FEATURES, CONTEXTS = 8, 2
+FEATURES, CONTEXTS, POLYAKOV = 8, 2, 4
+BINS = 6
 
 PlaquetteMap = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 TailedMap = Callable[[Spline, Tensor, float], tuple[Tensor, Tensor]]
@@ -41,18 +43,21 @@ class PlaquetteCoupling(Bijection):
     them in its first layer, by distance, and goes on cell by cell: the screening of the charge density by fermions is
     long-ranged. A "local" one is made of `kernel x kernel` convolutions with `dilations` (1 where not given). Either
     also knows the frozen charge (`frozen_charge`): without it a flow can hardly tell the topological sectors apart, in
-    which the determinant is very different. Raises ValueError for another conditioner.
+    which the determinant is very different. With `polyakov` it also sees cos and sin of two frozen Polyakov loops, the
+    one of direction nu through the active link and the one of direction mu next to it; without, it is blind to the
+    holonomies. Raises ValueError for another conditioner.
     """
 
     def __init__(
         self,
         mask: StripeMask,
         *,
-        bins: int = 6,
+        bins: int = BINS,
         hidden: Sequence[int] = (64, 64),
         conditioner: Literal["global", "local"] = "global",
         kernel: int = 3,
         dilations: Sequence[int] | None = None,
+        polyakov: bool = False,
     ) -> None:
         super().__init__()
         self.sign = 1.0 if mask.mu == 0 else -1.0
@@ -64,7 +69,11 @@ class PlaquetteCoupling(Bijection):
             tables = [mask.all_cells(), *[mask.neighbours(1)] * len(hidden)]
         else:
             tables = [mask.neighbours(kernel, dilation) for dilation in dilations or [1] * (len(hidden) + 1)]
-        self.network = Conditioner([FEATURES, *hidden, self.parameters_of(bins)], tables, contexts=CONTEXTS)
+        self.mu, self.polyakov = mask.mu, polyakov
+        if polyakov:
+            self.register_buffer("winding", torch.stack(mask.frozen_windings()), persistent=False)
+        features = FEATURES + POLYAKOV * polyakov
+        self.network = Conditioner([features, *hidden, self.parameters_of(bins)], tables, contexts=CONTEXTS)
 
     @staticmethod
     def parameters_of(bins: int) -> int:
@@ -109,12 +118,21 @@ class PlaquetteCoupling(Bijection):
         charge = self._charge(loops, cosine[..., :3], sine[..., :3])
         charge = charge / torch.sqrt(1 + charge**2)  # bounded: far from the vacuum it would make the map chaotic
         context = torch.stack([charge, charge**2], dim=-1)
-        parameters = self.network(torch.cat([cosine, sine], dim=-1), context)
+        features = torch.cat([cosine, sine, *self._polyakov(links)], dim=-1)
         mapped = active.view_as(active), passive.view_as(passive)  # apart from what the network saw of them
-        new, log_slope = plaquette_map(parameters, *mapped)
+        new, log_slope = plaquette_map(self.network(features, context), *mapped)
         change = self.sign * (new - mapped[0])
         moved = links.flatten(1).index_add(1, self.active_links, change)
         return wrap(moved).reshape(links.shape), log_slope, change, mapped
+
+    def _polyakov(self, links: Tensor) -> list[Tensor]:
+        """Return cos and sin of the two frozen loops, each `(batch, cells, 2)`, where they are seen."""
+        if not self.polyakov:
+            return []
+        across, along = self.winding
+        loops = [polyakov_loop(links, 1 - self.mu)[:, across], polyakov_loop(links, self.mu)[:, along]]
+        angles = torch.stack(loops, dim=-1)
+        return [torch.cos(angles), torch.sin(angles)]
 
     def _charge(self, loops: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
         return frozen_charge(cosine, sine)
@@ -162,7 +180,22 @@ def frozen_charge(cosine: Tensor, sine: Tensor) -> Tensor:
     return sawtooth(cosine, sine).sum(dim=(1, 2)) / (2 * math.pi)
 
 
-def gauge_flow(shape: Shape, *, layers: int, keep_charge: bool = False, **coupling: Any) -> Sequential:
-    """Return `layers` plaquette couplings with the stripe masks in turn; 8 layers update every link once."""
+def gauge_flow(
+    shape: Shape, *, layers: int, keep_charge: bool = False, holonomy_pairs: int = 0, **coupling: Any
+) -> Sequential:
+    """Return `layers` plaquette couplings with the stripe masks in turn; 8 layers update every link once.
+
+    With `holonomy_pairs` so many pairs of holonomy couplings, one per direction, follow each cycle of 8 and the last
+    layer. They belong to the layer before them, so that layers are counted, and cut, as without them. Raises ValueError
+    for a negative number.
+    """
+    check_integer("holonomy_pairs", holonomy_pairs, low=0)
     kind = SectorCoupling if keep_charge else PlaquetteCoupling
-    return Sequential((kind(mask, **coupling) for mask in stripe_cycle(shape, layers)), cycle=CYCLE)
+    flow: list[Bijection] = []
+    for count, mask in enumerate(stripe_cycle(shape, layers), start=1):
+        flow.append(kind(mask, **coupling))
+        if holonomy_pairs and (count % CYCLE == 0 or count == layers):
+            bins = coupling.get("bins", BINS)
+            turns = [HolonomyCoupling(shape, mu, bins=bins) for _ in range(holonomy_pairs) for mu in (0, 1)]
+            flow[-1] = Sequential([flow[-1], *turns])
+    return Sequential(flow, cycle=CYCLE)

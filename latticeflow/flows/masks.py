@@ -53,6 +53,17 @@ class StripeMask:
         """Return the updated links' positions in the flattened `(2, L0, L1)` array, `(V/4,)`."""
         return self.mu * self.shape[0] * self.shape[1] + self.sites(0)
 
+    def frozen_windings(self) -> tuple[Tensor, Tensor]:
+        """Return which Polyakov loops each cell sees: of direction nu, and of direction mu, `(V/4,)` each.
+
+        That of direction nu goes through the active link, that of direction mu is the next one, at `x_nu + 1`; those at
+        even distance from `offset` hold active links. Numbers are coordinates transverse to the loop.
+        """
+        rows, columns = self.cells
+        r, c = torch.arange(rows)[:, None], torch.arange(columns)[None, :]
+        beside = (self.offset + 1 + 2 * r + 4 * c) % self.shape[1 - self.mu]
+        return r.expand(rows, columns).flatten(), beside.flatten()
+
     def neighbours(self, kernel: int, dilation: int = 1) -> Tensor:
         """Return the cells under a `kernel x kernel` window around each cell, `(V/4, kernel^2)`, periodic."""
         reach = dilation * (torch.arange(kernel) - (kernel - 1) // 2)

@@ -3,7 +3,8 @@
 import pytest
 
 from latticeflow.actions import Drawable
-from latticeflow.config.building import build_bare_action
+from latticeflow.config import ConfigError
+from latticeflow.config.building import build_action, build_bare_action, build_sampler
 from latticeflow.config.families import DENSITIES, DRAWABLE
 from latticeflow.config.loading import parse_config
 
@@ -234,3 +235,34 @@ def test_checks_that_need_a_broken_key_are_skipped(gauge, problems):
 def test_checks_that_do_not_need_it_are_not_skipped(gauge, problems):
     found = problems(gauge, "action.kappa=0.7", "lattice.shape=[6, 8]", "training.estimator=path", "chain.block=0")
     assert set(found) == {"action.kappa", "chain.block", "lattice.shape", "training.signal_clip"}
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [("polyakov=true", "sampler.flow.polyakov = true"), ("holonomy_pairs=2", "sampler.flow.holonomy_pairs = 2")],
+)
+def test_averages_over_holonomies_need_a_blind_flow(gauge, problems, override, named):
+    found = problems(gauge, f"sampler.flow.{override}")
+    assert list(found) == ["action.holonomies", "training.holonomies"]
+    for problem, grid in zip(found.values(), ("[12, 6]", "[12, 1]"), strict=True):
+        assert problem.expected.startswith(f"[1, 1] with {named} (")
+        assert problem.found == grid
+
+
+def test_a_flow_that_sees_the_holonomies_is_built_and_trained_on_the_action_itself(gauge):
+    flow = ["sampler.flow.polyakov=true", "sampler.flow.holonomy_pairs=1", "sampler.flow.layers=16"]
+    one = ["action.holonomies=[1,1]", "training.holonomies=[1,1]", "training.parts=[8,8]", "run.threads=1"]
+    config = parse_config(gauge, [*flow, *one])
+    sampler, action = build_sampler(config), build_bare_action(config)
+    assert build_action(config, training=True) == action
+    assert [len(part.layers) for part in sampler.parts] == [8, 8]
+    assert [layer.mu for layer in sampler.flow.layers[7].layers[1:]] == [0, 1]
+    assert sampler.flow.layers[3].polyakov
+    with pytest.raises(ConfigError, match="integers that add up to sampler"):
+        parse_config(gauge, [*flow, *one, "training.parts=[10,10]"])
+
+
+@pytest.mark.parametrize("value", ["-1", "1.5", "true"])
+def test_holonomy_pairs_are_counted(gauge, problems, value):
+    one = ["action.holonomies=[1,1]", "training.holonomies=[1,1]"]
+    assert list(problems(gauge, *one, f"sampler.flow.holonomy_pairs={value}")) == ["sampler.flow.holonomy_pairs"]

@@ -301,9 +301,7 @@ def test_log_determinant_is_that_of_the_autograd_jacobian(case):
     flow, z = case
     for direction, batch in both_ways(flow, z).values():
         for one in batch[:3]:
-            jacobian = torch.autograd.functional.jacobian(
-                lambda x, run=direction: run(x[None])[0][0], one, vectorize=True
-            )
+            jacobian = torch.autograd.functional.jacobian(lambda x, run=direction: run(x[None])[0][0], one)
             expected = torch.linalg.slogdet(jacobian.reshape(one.numel(), -1)).logabsdet
             assert_close(direction(one[None])[1][0].double(), expected, rtol=0, atol=1e-8)
 
@@ -328,8 +326,7 @@ def test_the_jacobian_is_constant_where_it_says_so_and_nowhere_else(name):
     flow, z = built(name)
     for direction, batch in both_ways(flow, z).values():
         first, second = (
-            torch.autograd.functional.jacobian(lambda x, run=direction: run(x[None])[0][0], one, vectorize=True)
-            for one in batch[:2]
+            torch.autograd.functional.jacobian(lambda x, run=direction: run(x[None])[0][0], one) for one in batch[:2]
         )
         assert flow.constant_jacobian == ((first - second).abs().max() < 1e-9)
 
