@@ -13,6 +13,8 @@ from torch import nn
 from latticeflow.flows.coupling import Coupling
 from latticeflow.flows.gauge import PlaquetteCoupling
 
+VERSIONS = 64
+
 
 def compile_couplings(model: nn.Module) -> None:
     """Compile, at their first use, the maps of all couplings in a model; results change by rounding alone.
@@ -22,6 +24,8 @@ def compile_couplings(model: nn.Module) -> None:
     couplings = [module for module in model.modules() if isinstance(module, PlaquetteCoupling | Coupling)]
     if not couplings:
         raise ValueError("there are no gauge couplings or couplings of real fields to compile")
+    dynamo = torch._dynamo.config  # one version for each direction, with gradients and without, precision and mask
+    dynamo.recompile_limit = max(dynamo.recompile_limit, VERSIONS)
     for coupling in couplings:
         coupling._apply_map = MethodType(_compiled(type(coupling)._apply_map), coupling)
 

@@ -60,7 +60,7 @@ class PlaquetteCoupling(Bijection):
         polyakov: bool = False,
     ) -> None:
         super().__init__()
-        self.sign = 1.0 if mask.mu == 0 else -1.0
+        self.register_buffer("sign", torch.tensor(1.0 if mask.mu == 0 else -1.0), persistent=False)
         self.register_buffer("active_links", mask.active_links(), persistent=False)
         self.register_buffer("columns", torch.stack([mask.sites(c) for c in range(-1, 3)]).flatten(), persistent=False)
         if conditioner not in ("global", "local"):
