@@ -15,6 +15,7 @@ from latticeflow.cli.stopping import finishing
 from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
 from latticeflow.config.clusters import build_pieces
+from latticeflow.flows import use_nearest_images
 from latticeflow.samplers import Sampler
 from latticeflow.storage import DataError
 from latticeflow.training import (
@@ -137,14 +138,27 @@ def start_from(config: Config, trainer: Trainer) -> None:
     if path is None:
         return
     other = RunFolder.open(Path(path))
+    here = other.config.run.model_copy(update={"device": config.run.device})  # where it was trained may not be here
+    other.config = other.config.model_copy(update={"run": here})
     if not needs_training(other.config):
         raise UsageError(f"training.start_from: {path} was not trained")
     if other.config.clustered:
         raise UsageError(f"training.start_from: {path} has flows for its own clusters, which no other sampler can take")
     try:
-        trainer.start_from(_finished_training(other)["best_weights"])
+        trainer.start_from(_weights_for(config, other))
     except ValueError as error:
         raise DataError(f"training.start_from: {path}: {error}") from error
+
+
+def _weights_for(config: Config, other: RunFolder) -> dict[str, Any]:
+    """Return the best weights of a run, for another lattice those of the nearest images of mask cells."""
+    weights = _finished_training(other)["best_weights"]
+    if config.lattice.shape == other.config.lattice.shape:
+        return weights
+    sampler = build_sampler(other.config)
+    sampler.load_state_dict(weights)
+    use_nearest_images(sampler)
+    return sampler.state_dict()
 
 
 def trained_sampler(folder: RunFolder) -> Sampler:

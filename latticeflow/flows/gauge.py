@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latticeflow.flows.bijection import Bijection, Move, Sequential
 from latticeflow.flows.holonomy import HolonomyCoupling
@@ -30,6 +30,8 @@ from latticeflow.u1 import plaquette, polyakov_loop, sawtooth, wrap
 
 FEATURES, CONTEXTS, POLYAKOV = 8, 2, 4
 BINS = 6
+PAIR, FROZEN = (0, 4), (1, 2, 3, 5, 6, 7)
+"""Features of the active and passive plaquettes of a cell, and of the frozen ones two sites further along nu."""
 
 PlaquetteMap = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 TailedMap = Callable[[Spline, Tensor, float], tuple[Tensor, Tensor]]
@@ -69,6 +71,8 @@ class PlaquetteCoupling(Bijection):
             tables = [mask.all_cells(), *[mask.neighbours(1)] * len(hidden)]
         else:
             tables = [mask.neighbours(kernel, dilation) for dilation in dilations or [1] * (len(hidden) + 1)]
+        steps = [1] * len(tables) if dilations is None else dilations
+        self.windows = [] if conditioner == "global" else [mask.steps(kernel, dilation) for dilation in steps]
         self.mu, self.polyakov = mask.mu, polyakov
         if polyakov:
             self.register_buffer("winding", torch.stack(mask.frozen_windings()), persistent=False)
@@ -79,6 +83,18 @@ class PlaquetteCoupling(Bijection):
     def parameters_of(bins: int) -> int:
         """Return the number of parameters of one plaquette's map."""
         return 3 * bins + 1
+
+    @torch.no_grad()
+    def use_nearest_images(self) -> None:
+        """Move weights of cells that are the same on this lattice to the nearest of their images, evenly if several.
+
+        The map on this lattice stays as it is, but for rounding. On a larger one, where the images are different cells,
+        the weights then are those of the nearest: of 8 extents a local conditioner sees both cells of a row twice.
+        """
+        for place, (layer, steps) in enumerate(zip(self.network.layers, self.windows, strict=False)):
+            layer.gather_images((steps**2).sum(1), None if place else PAIR)
+            if place == 0:
+                layer.gather_images(((steps + steps.new_tensor([0, 2])) ** 2).sum(1), FROZEN)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x, log_slope, *_ = self._apply_map(z, self._map)
@@ -199,3 +215,10 @@ def gauge_flow(
             turns = [HolonomyCoupling(shape, mu, bins=bins) for _ in range(holonomy_pairs) for mu in (0, 1)]
             flow[-1] = Sequential([flow[-1], *turns])
     return Sequential(flow, cycle=CYCLE)
+
+
+def use_nearest_images(module: nn.Module) -> None:
+    """Make the couplings in a module fit for larger lattices, see `PlaquetteCoupling.use_nearest_images`."""
+    for part in module.modules():
+        if isinstance(part, PlaquetteCoupling):
+            part.use_nearest_images()

@@ -69,6 +69,12 @@ class StripeMask:
         reach = dilation * (torch.arange(kernel) - (kernel - 1) // 2)
         return self._window(reach, reach)
 
+    def steps(self, kernel: int, dilation: int = 1) -> Tensor:
+        """Return how many sites along mu and along nu the cells of that window are away, `(kernel^2, 2)`."""
+        reach = dilation * (torch.arange(kernel) - (kernel - 1) // 2)
+        r, c = torch.meshgrid(reach, reach, indexing="ij")
+        return torch.stack([r, 2 * r + 4 * c], dim=-1).flatten(0, 1)
+
     def all_cells(self) -> Tensor:
         """Return all cells in the order of their distance vector from each cell, `(V/4, V/4)`."""
         rows, columns = self.cells

@@ -52,6 +52,22 @@ class CellConvolution(nn.Module):
             return _WindowProduct.apply(x, self.linear.weight, self.linear.bias, self.neighbours, self.readers)
         return self.linear(_gather(x, self.neighbours, self.cells))
 
+    @torch.no_grad()
+    def gather_images(self, distance: Tensor, channels: Sequence[int] | None = None) -> None:
+        """Give the places of the window that are always the same cell all their weight at those of least distance.
+
+        `distance (window,)`; of these input channels only, where given. What comes out stays, but for rounding.
+        """
+        table = self.neighbours.view(self.cells, self.window)
+        weight = self.linear.weight.view(len(self.linear.weight), self.window, -1)
+        chosen = torch.arange(weight.shape[2]) if channels is None else torch.as_tensor(channels)
+        for images in {tuple((table == table[:, [k]]).all(0).nonzero().flatten().tolist()) for k in range(self.window)}:
+            places = torch.tensor(images)
+            nearest = places[distance[places] == distance[places].min()]
+            total = weight[:, places][..., chosen].sum(1)
+            for k in images:
+                weight[:, k, chosen] = total / len(nearest) if k in nearest else 0.0
+
 
 def _gather(x: Tensor, table: Tensor, cells: int) -> Tensor:
     """Return what the window of each cell holds, `(batch, cells, window * channels)`."""
