@@ -4,9 +4,10 @@
 
 Every row trains from runs/schwinger-8x8.toml with the changes that it names, for as many steps as fit in the given CPU
 seconds (the learning-rate schedule is as long as that). Fresh proposals are weighed with the action itself or, for
-orbits, with its average over the grid of the configuration; a blind flow is weighed with both. The last column is what
-a chain gets for its time: effective proposals per CPU second of drawing and weighing them in double precision. Writes
-results/holonomy.json and results/holonomy.md beside this file; with `--only`, those rows are replaced in them.
+orbits, with its average over the grid of the configuration; a blind flow is weighed with both. The last columns are
+what a chain gets for its time: the CPU time of drawing and weighing a proposal in double precision, medians of rounds
+in which all rows take turns, and effective proposals per second. Writes results/holonomy.json and results/holonomy.md
+beside this file; with `--only`, those rows are replaced in them.
 """
 
 import argparse
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from latticeflow.actions import Action
-from latticeflow.config import Config, load_config
+from latticeflow.config import load_config
 from latticeflow.config.building import build_action, build_sampler, build_trainer
 from latticeflow.samplers import FlowSampler
 from latticeflow.stats import ess, ess_error, log_z, pareto_k
@@ -75,14 +76,27 @@ def start_from(sampler: FlowSampler, blind: FlowSampler) -> None:
 
 
 @torch.no_grad()
-def weigh(sampler: FlowSampler, action: Action, proposals: int) -> tuple[np.ndarray, float]:
-    """Return log weights of fresh proposals, and the CPU seconds of one."""
+def weigh(sampler: FlowSampler, action: Action, proposals: int) -> np.ndarray:
+    """Return log weights of fresh proposals."""
     generator, parts = stream(1, "benchmark"), []
-    started = time.process_time()
     for _ in range(proposals // 256):
         x, log_q = sampler.sample(256, generator)
         parts.append(-action(x) - log_q)
-    return torch.cat(parts).numpy(), (time.process_time() - started) / (256 * len(parts))
+    return torch.cat(parts).numpy()
+
+
+def time_proposals(rows: list[dict], rounds: int = 9) -> None:
+    """Fill in what a proposal costs, which does not depend on the weights of the flow."""
+    configs = [load_config(CONFIG, one["weighing"]) for one in rows]
+    kernels = [(build_sampler(config).double(), build_action(config)) for config in configs]
+    seconds = np.zeros((rounds, len(rows)))
+    for turn in range(-1, rounds):  # the first one warms up
+        for place, kernel in enumerate(kernels):
+            started = time.process_time()
+            weigh(*kernel, 256)
+            seconds[turn, place] = (time.process_time() - started) / 256
+    for one, cost in zip(rows, np.median(seconds, axis=0), strict=True):
+        one["cpu_milliseconds"], one["effective_per_second"] = 1e3 * cost, one["ess"] / cost
 
 
 def measure(name: str, case: Case, options: argparse.Namespace) -> list[dict]:
@@ -93,19 +107,20 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> list[dict]:
     sampler, steps = train_for(case.changes, (1 - case.first) * options.seconds, blind)
     trained = time.process_time() - started
     sampler = sampler.double()
-    named = load_config(CONFIG, case.changes)
-    rows = [row(name, sampler, named, options)]
+    rows = [row(name, sampler, case.changes, options)]
     if name == "blind":
-        rows.append(row("blind, the same flow weighed with orbits", sampler, load_config(CONFIG), options))
+        rows.append(row("blind, the same flow weighed with orbits", sampler, [], options))
     shared = {"flow": name, "changes": case.changes, "steps": steps_before + steps, "cpu_seconds": trained}
     return [{**shared, **one} for one in rows]
 
 
-def row(name: str, sampler: FlowSampler, config: Config, options: argparse.Namespace) -> dict:
-    log_weight, cost = weigh(sampler, build_action(config), options.proposals)
+def row(name: str, sampler: FlowSampler, weighing: list[str], options: argparse.Namespace) -> dict:
+    config = load_config(CONFIG, weighing)
+    log_weight = weigh(sampler, build_action(config), options.proposals)
     value, error = log_z(log_weight)
     return {
         "case": name,
+        "weighing": weighing,
         "weighed": "action" if config.action.holonomies == (1, 1) else "orbits {}x{}".format(*config.action.holonomies),
         "ess": ess(log_weight),
         "ess_error": ess_error(log_weight),
@@ -113,8 +128,6 @@ def row(name: str, sampler: FlowSampler, config: Config, options: argparse.Names
         "log_z": value,
         "log_z_error": error,
         "pareto_k": pareto_k(log_weight),
-        "cpu_milliseconds": 1e3 * cost,
-        "effective_per_second": ess(log_weight) / cost,
     }
 
 
@@ -152,6 +165,7 @@ def main() -> None:
         if options.only in ("", name):
             rows = [one for one in rows if one["flow"] != name] + measure(name, case, options)
             print(json.dumps(rows[-1]), flush=True)
+    time_proposals(rows)
     rows.sort(key=lambda one: [*CASES].index(one["flow"]))
     machine = {k: v for k, v in provenance().items() if k not in ("host", "command")}
     shown = {k: v for k, v in vars(options).items() if k != "out"}
