@@ -24,7 +24,7 @@ from latticeflow.mcmc import StepInfo
 from latticeflow.storage import Ensemble, load_checkpoint
 from latticeflow.training import Team
 
-PATIENCE = 120.0  # seconds
+PATIENCE = 240.0  # seconds
 FAILED, USAGE, BAD_CONFIG = 1, 2, 78
 ROOT = Path(latticeflow.__file__).parents[1]
 CONFIG = """

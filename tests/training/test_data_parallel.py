@@ -22,7 +22,7 @@ from latticeflow.streams import SharedStream, stream
 from latticeflow.training import Team, Trainer, TrainingError, TrainingSettings, make_estimator, run_data_parallel
 from latticeflow.training.exchange import Exchange
 
-PATIENCE = 120.0  # seconds
+PATIENCE = 240.0  # seconds
 ROUNDING = {"float64": 1e-10, "float32": 2e-5}
 BASE = {"steps": 7, "batch": 8, "warmup": 2, "window": 3}
 CASES = {
