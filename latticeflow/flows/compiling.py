@@ -14,6 +14,7 @@ from latticeflow.flows.coupling import Coupling
 from latticeflow.flows.gauge import PlaquetteCoupling
 
 VERSIONS = 64
+STEPS = ("_conditioned", "_mapped")  # apart: a score needs the derivative of the second one by itself
 
 
 def compile_couplings(model: nn.Module) -> None:
@@ -27,7 +28,8 @@ def compile_couplings(model: nn.Module) -> None:
     dynamo = torch._dynamo.config  # one version for each direction, with gradients and without, precision and mask
     dynamo.recompile_limit = max(dynamo.recompile_limit, VERSIONS)
     for coupling in couplings:
-        coupling._apply_map = MethodType(_compiled(type(coupling)._apply_map), coupling)
+        for step in STEPS:
+            setattr(coupling, step, MethodType(_compiled(getattr(type(coupling), step)), coupling))
 
 
 def compiler() -> str | None:

@@ -139,12 +139,17 @@ class Coupling(Bijection):
         if field.shape[1:] != self.shape:
             raise ValueError(f"a mask of shape {list(self.shape)} does not fit fields of shape {list(field.shape)}")
         flat = field.flatten(1)
-        parameters = self._condition(flat.index_select(1, self.frozen))
+        parameters = self._conditioned(flat.index_select(1, self.frozen))
         active = flat.index_select(1, self.active)
-        moved, log_slope = site_map(parameters, active)
+        moved, log_slope = self._mapped(site_map, parameters, active)
         return flat.index_copy(1, self.active, moved).reshape(field.shape), log_slope, moved, active
 
-    def _condition(self, frozen: Tensor) -> Tensor:
+    def _mapped(
+        self, site_map: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], parameters: Tensor, active: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return site_map(parameters, active)
+
+    def _conditioned(self, frozen: Tensor) -> Tensor:
         if not self.odd:
             return self.network(frozen)
         plus, minus = self.network(torch.cat([frozen, -frozen])).chunk(2)

@@ -127,6 +127,20 @@ class PlaquetteCoupling(Bijection):
 
         Return the links, the logarithmic slopes, the change of the active links, and what was mapped.
         """
+        active, passive, parameters = self._conditioned(links)
+        mapped = active.view_as(active), passive.view_as(passive)  # apart from what the network saw of them
+        new, log_slope = self._mapped(plaquette_map, parameters, *mapped)
+        change = self.sign * (new - mapped[0])
+        moved = links.flatten(1).index_add(1, self.active_links, change)
+        return wrap(moved).reshape(links.shape), log_slope, change, mapped
+
+    def _mapped(
+        self, plaquette_map: PlaquetteMap, parameters: Tensor, active: Tensor, passive: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return plaquette_map(parameters, active, passive)
+
+    def _conditioned(self, links: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the active and the passive plaquettes and what the frozen loops say about their map."""
         loops = plaquette(links).flatten(1).index_select(1, self.columns).unflatten(1, (4, -1))
         passive, active, frozen, next_frozen = loops.unbind(1)
         invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
@@ -135,11 +149,7 @@ class PlaquetteCoupling(Bijection):
         charge = charge / torch.sqrt(1 + charge**2)  # bounded: far from the vacuum it would make the map chaotic
         context = torch.stack([charge, charge**2], dim=-1)
         features = torch.cat([cosine, sine, *self._polyakov(links)], dim=-1)
-        mapped = active.view_as(active), passive.view_as(passive)  # apart from what the network saw of them
-        new, log_slope = plaquette_map(self.network(features, context), *mapped)
-        change = self.sign * (new - mapped[0])
-        moved = links.flatten(1).index_add(1, self.active_links, change)
-        return wrap(moved).reshape(links.shape), log_slope, change, mapped
+        return active, passive, self.network(features, context)
 
     def _polyakov(self, links: Tensor) -> list[Tensor]:
         """Return cos and sin of the two frozen loops, each `(batch, cells, 2)`, where they are seen."""
