@@ -22,6 +22,7 @@ import torch
 from latticeflow.actions import SchwingerAction, U1Action
 from latticeflow.cli import chains as chains_stage
 from latticeflow.cli import main
+from latticeflow.cli import sampling as sampling_stage
 from latticeflow.samplers import FlowSampler, tune_quenched
 from latticeflow.storage import Ensemble, load_checkpoint
 
@@ -355,13 +356,13 @@ def test_bad_weights_of_the_baseline_do_not_spoil_the_run(tmp_path, fault, monke
     """The chain is whole by then: the report must come, with a baseline or without."""
     path, changes = write(tmp_path, "chain.draws=32", kernels=["hmc"])
     fault.rate, fault.value = 0.05, value
-    write_baseline = chains_stage._write_baseline
+    write_baseline = sampling_stage._write_baseline
 
     def with_fault(*arguments):
         fault.armed = True
         write_baseline(*arguments)
 
-    monkeypatch.setattr(chains_stage, "_write_baseline", with_fault)
+    monkeypatch.setattr(sampling_stage, "_write_baseline", with_fault)
     outcome = call("run", path, *changes)
     assert outcome.code == 0, outcome.err
     assert not has_nan(path.with_suffix(""), "proposals")

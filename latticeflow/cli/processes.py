@@ -146,6 +146,8 @@ def together(command: Callable[[Namespace], None], options: Namespace, tasks: Ta
 def leave(code: int) -> None:
     """Let the others end with this exit code too, and leave the group."""
     global _helpers
+    for number in SIGNALS if dist.is_initialized() else ():
+        signal.signal(number, signal.SIG_IGN)  # torchrun ends those that are slower than the first to end
     with suppress(LostProcessError):
         if _helpers is not None:
             _helpers.dismiss(code)

@@ -88,7 +88,7 @@ def path(sampler: Sampler, action: Action, batch: int, generator: Generator | No
     leaf = x.detach().requires_grad_()
     action_value = action(leaf).double()
     signal = action_value if score else sampler.log_prob(leaf) + action_value
-    (gradient,) = torch.autograd.grad(signal.sum(), leaf)
+    gradient = torch.autograd.grad(signal.sum(), leaf)[0] if signal.requires_grad else torch.zeros_like(leaf)
     return (x * sum(score, gradient)).sum() / batch, -(action_value + log_q).detach()
 
 

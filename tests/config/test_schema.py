@@ -75,6 +75,7 @@ def test_defaults_of_training_and_flow():
         "fine_tuning_rate": None,
         "learning_rates": None,
         **dict.fromkeys(("noise", "difference", "ema", "fine_tuning_estimator")),
+        **dict.fromkeys(("recompute", "compile"), False),
     }
 
 
@@ -147,6 +148,8 @@ def test_differences_name_a_section_that_only_one_has_and_a_changed_kind():
             "sampler.flow.hidden",
             "sampler.flow.conditioner",
             "sampler.flow.kernel",
+            "sampler.flow.polyakov",
+            "sampler.flow.holonomy_pairs",
         ),
         "training",
     ]

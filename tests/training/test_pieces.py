@@ -226,7 +226,7 @@ def test_finished_pieces_are_taken_as_they_are(done):
 @pytest.mark.parametrize("processes", [1, 2])
 def test_what_is_raised_when_a_piece_is_seen_ends_the_fits(processes):
     data, labels = labelled()
-    seen = []
+    seen, before = [], signal.getsignal(signal.SIGINT)
 
     def stop(k, fitted):
         seen.append(k)
@@ -235,7 +235,7 @@ def test_what_is_raised_when_a_piece_is_seen_ends_the_fits(processes):
     with pytest.raises(KeyboardInterrupt):
         fit_pieces(network, data, labels, settings=QUICK, processes=processes, on_piece=stop)
     assert seen == [0]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 # ---------------------------------------------------------------- failures
