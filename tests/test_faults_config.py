@@ -316,8 +316,9 @@ def several(lines, rng):
     paths = [path_of(lines, place) for place in places]
     for place in sorted(places, reverse=True):
         lines = with_value(lines, place, rng.choice(NEVER_RIGHT[:-2]))
-    unknown = tuple(path.removesuffix("kind") for path in paths if path.endswith(".kind"))
-    return mutation(lines, *((path,) for path in paths if path.endswith(".kind") or not path.startswith(unknown)))
+    unknown = [path.removesuffix("kind") for path in paths if path.endswith(".kind")]
+    known = [path for path in paths if not any(path.startswith(one) and path != f"{one}kind" for one in unknown)]
+    return mutation(lines, *((path,) for path in known))
 
 
 MUTATORS: list[Mutator] = [drop_line, misspell_name, misspell_choice, duplicate_key, duplicate_section, wrong_type]
