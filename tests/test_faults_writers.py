@@ -177,6 +177,7 @@ def packaged_rows(path: Path) -> tuple[int, dict[str, np.ndarray]]:
 SLOW = ("--set", "chain.kernels=['hmc']", "--set", "chain.hmc.step_size=0.004")
 
 
+@pytest.mark.long
 def test_readers_during_a_run_see_a_consistent_prefix(config):
     """Plain h5py, the package, `status` and `verify`, in turn, from the first moment to the end of the run.
 

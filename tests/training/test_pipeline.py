@@ -178,6 +178,7 @@ def test_two_processes_end_as_one(by_two, by_one, case):
     ]
 
 
+@pytest.mark.long
 def test_three_processes_end_as_one(by_one, tmp_path):
     """The one in the middle takes from one and passes on to the other."""
     outcome = torchrun(__file__, "train_cases", tmp_path, 60, processes=3)
@@ -204,6 +205,7 @@ def test_the_cases_are_what_they_are_named_for(by_one):
     assert by_one("path")["best_ess"] > 0
 
 
+@pytest.mark.long
 def test_a_silent_process_is_given_up(tmp_path):
     """After the seconds that the group was told to wait, for ever otherwise."""
     torchrun(__file__, "lose_the_silent", tmp_path, 5)
