@@ -95,7 +95,7 @@ def ebflow_layers(values: Values) -> list[Problem]:
 
 
 def compiled_couplings(values: Values) -> list[Problem]:
-    """There is nothing to compile but couplings, which train as a whole."""
+    """Only couplings are compiled."""
     if not values["training.compile"]:
         return []
     flow = "coupling" if values["sampler.kind"] == "stabilised" else values["sampler.flow.kind"]

@@ -116,8 +116,8 @@ class TrainingSettings(Settings):
     checkpoint_every: Count = Field(200, description="steps between checkpoints")
     recompute: bool = Field(
         False,
-        description="keep the input of every layer alone and compute the rest again for the gradient: less memory, a "
-        "quarter to a third more time",
+        description="keep the input of every layer alone and compute the rest again for the gradient: less memory "
+        "for one more pass through every layer",
     )
     compile: bool = Field(
         False,

@@ -62,9 +62,9 @@ class Spline:
         return torch.cat([inner, inner[..., :1]], -1) if self.circular else F.pad(inner, (1, 1), value=1.0)
 
     def _knots(self, axis: int) -> Tensor:
-        lengths = _fractions(_bounded(self.parameters[..., : 2 * self.bins]), self.bins)[..., axis, :]
-        inner = torch.cumsum(lengths[..., :-1], dim=-1)
-        return self.bound * (2 * F.pad(F.pad(inner, (1, 0)), (0, 1), value=1.0) - 1)
+        return _knots(_fractions(torch.tanh(self.parameters[..., : 2 * self.bins] / LOGIT_BOUND)), self.bound)[
+            ..., axis, :
+        ]
 
 
 def circular_spline(parameters: Tensor) -> Spline:
@@ -113,10 +113,17 @@ def _derivative(slopes: Tensor) -> Tensor:
     return MIN_DERIVATIVE + F.softplus(slopes + UNIT_SLOPE)
 
 
-def _fractions(logits: Tensor, bins: int) -> Tensor:
-    """Return the bins' widths and heights as fractions of the interval, `(..., 2 * bins) -> (..., 2, bins)`."""
-    weights = torch.exp(logits).unflatten(-1, (2, bins))  # bounded logits need no softmax, slow over few bins
-    return MIN_BIN + (1 - MIN_BIN * bins) * weights / weights.sum(dim=-1, keepdim=True)
+def _fractions(squashed: Tensor) -> Tensor:
+    """Return what is shared out among the bins, of widths and of heights, `(..., 2 * bins) -> (..., 2, bins)`."""
+    weights = torch.exp(LOGIT_BOUND * squashed).unflatten(-1, (2, -1))  # bounded: no need for a softmax
+    return weights / weights.sum(dim=-1, keepdim=True)
+
+
+def _knots(fractions: Tensor, bound: float) -> Tensor:
+    """Return the knots `(..., 2, bins + 1)` from `-bound` to `bound`; no bin is narrower than MIN_BIN of all."""
+    bins = fractions.shape[-1]
+    ends = torch.cumsum(MIN_BIN + (1 - MIN_BIN * bins) * fractions[..., :-1], dim=-1)
+    return bound * (2 * F.pad(F.pad(ends, (1, 0)), (0, 1), value=1.0) - 1)
 
 
 class _Bin(NamedTuple):
@@ -165,7 +172,7 @@ class _SplineMap(torch.autograd.Function):
             return *_recorded(spline, position, ctx.inverse, image, log_slope), None, None, None
         at, found, place = _Bin(*saved[:6]), _Found(*saved[6:10]), _Place(*saved[10:])
         gradient, of_position = _bin_gradient(at, place, image, log_slope, ctx.inverse)
-        return _parameter_gradient(spline, gradient, at, found), of_position, None, None, None
+        return _parameter_gradient(spline, gradient, found), of_position, None, None, None
 
 
 def _recorded(spline: Spline, position: Tensor, inverse: bool, image: Tensor, log_slope: Tensor) -> tuple[Tensor, ...]:
@@ -179,12 +186,9 @@ def _recorded(spline: Spline, position: Tensor, inverse: bool, image: Tensor, lo
 
 def _find(spline: Spline, position: Tensor, inverse: bool) -> tuple[_Bin, _Found]:
     """Return the bin in which each position, an x or for the inverse a y, lies."""
-    bins, bound, parameters = spline.bins, spline.bound, spline.parameters
-    squashed = torch.tanh(parameters[..., : 2 * bins] / LOGIT_BOUND)
-    fractions = torch.exp(LOGIT_BOUND * squashed).unflatten(-1, (2, bins))  # bounded: no need for a softmax
-    fractions = fractions / fractions.sum(dim=-1, keepdim=True)
-    ends = torch.cumsum(MIN_BIN + (1 - MIN_BIN * bins) * fractions[..., :-1], dim=-1)
-    knots = bound * (2 * F.pad(F.pad(ends, (1, 0)), (0, 1), value=1.0) - 1)
+    squashed = torch.tanh(spline.parameters[..., : 2 * spline.bins] / LOGIT_BOUND)
+    fractions = _fractions(squashed)
+    knots = _knots(fractions, spline.bound)
     index = (position[..., None] >= knots[..., int(inverse), 1:-1]).sum(-1, keepdim=True)
     ends = torch.cat([index, index + 1], dim=-1)
     lower, upper = knots.gather(-1, ends[..., None, :].expand(*knots.shape[:-1], 2)).unbind(-1)
@@ -287,7 +291,7 @@ def _bin_gradient(at: _Bin, place: _Place, of_image: Tensor, of_log: Tensor, inv
     return gradient, of_position
 
 
-def _parameter_gradient(spline: Spline, gradient: _Bin, at: _Bin, found: _Found) -> Tensor:
+def _parameter_gradient(spline: Spline, gradient: _Bin, found: _Found) -> Tensor:
     """Pass the gradients of a bin on to the parameters: all bins up to it, by the sum of fractions, and two slopes."""
     bins, bound = spline.bins, spline.bound
     before = torch.stack([gradient.x0, gradient.y0], dim=-1)[..., None]
