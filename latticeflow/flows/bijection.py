@@ -35,6 +35,8 @@ class Bijection(nn.Module, ABC):
     """
 
     constant_jacobian: bool = False
+    postpones: bool = False
+    """Whether all its parameters are weights whose gradients `carry_score` can leave to `Postponed`."""
 
     @abstractmethod
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -92,6 +94,29 @@ class Move:
         with inputs_alone():
             (of_frozen,) = torch.autograd.grad(through, z, retain_graph=True)
         return (flat - of_frozen.flatten(1)).index_copy(1, self.places, moved).reshape(score.shape)
+
+
+class Mover(Bijection):
+    """A bijection that moves some variables, each by itself, by maps that networks read off the others.
+
+    Its weights are those of products in conditioners. While `Postponed` collects them, it is left the gradient of
+    `-log q(x)` at fixed x: with the score s of x, `d log q(x) = -s . d f(z) - d log|det df/dz|` at fixed z and s, in
+    which the derivatives by the frozen variables are those that carry the score.
+    """
+
+    postpones = True
+
+    @abstractmethod
+    def move(self, z: Tensor) -> tuple[Tensor, Move]:
+        """Return the field, and how it came about, given z that requires a gradient."""
+
+    def carry_score(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept = torch.is_grad_enabled()
+        with torch.enable_grad():
+            source = z if z.requires_grad else z.detach().requires_grad_()
+            x, move = self.move(source)
+            carried, log_det = move.carry_score(source, score), move.log_slope.sum(1)
+        return (x, log_det, carried) if kept else (x.detach(), log_det.detach(), carried)
 
 
 class LinearBijection(Bijection):
@@ -152,6 +177,11 @@ class Sequential(Bijection):
     @property
     def constant_jacobian(self) -> bool:
         return all(layer.constant_jacobian for layer in self.layers)
+
+    @property
+    def postpones(self) -> bool:
+        with_weights = (layer for layer in self.layers if next(layer.parameters(), None) is not None)
+        return not self.recompute and all(layer.postpones for layer in with_weights)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         return self._through(z, self.layers)

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from latticeflow.flows.bijection import Bijection, Move, Sequential
+from latticeflow.flows.bijection import Move, Mover, Sequential
 from latticeflow.flows.clamps import Clamp
 from latticeflow.flows.networks import SiteConditioner
 from latticeflow.flows.site_masks import check_mask, mask_cycle
-from latticeflow.flows.spline import tailed_forward, tailed_inverse, tailed_spline
+from latticeflow.flows.spline import positions_alone, tailed_forward, tailed_inverse, tailed_spline
 from latticeflow.lattice import Shape
 
 TRANSFORMS = ("affine", "spline")
@@ -34,6 +34,7 @@ class SiteMap(nn.Module, ABC):
     """
 
     outputs: int
+    compiled = False
 
     @abstractmethod
     def forward(self, parameters: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -85,13 +86,13 @@ class SplineMap(SiteMap):
         self.outputs = 2 + 3 * bins - 1
 
     def forward(self, parameters: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_slope = tailed_forward(tailed_spline(parameters[..., 2:], self.bound), z, self.bound)
+        y, log_slope = tailed_forward(tailed_spline(parameters[..., 2:], self.bound, compiled=self.compiled), z, self.bound)
         x, log_scale = self.affine(parameters, y)
         return x, log_slope + log_scale
 
     def inverse(self, parameters: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_scale = self.affine.inverse(parameters, x)
-        z, log_slope = tailed_inverse(tailed_spline(parameters[..., 2:], self.bound), y, self.bound)
+        z, log_slope = tailed_inverse(tailed_spline(parameters[..., 2:], self.bound, compiled=self.compiled), y, self.bound)
         return z, log_slope + log_scale
 
     def reflect(self, parameters: Tensor) -> Tensor:
@@ -99,7 +100,7 @@ class SplineMap(SiteMap):
         return torch.cat([self.affine.reflect(parameters[..., :2]), *(piece.flip(-1) for piece in pieces)], dim=-1)
 
 
-class Coupling(Bijection):
+class Coupling(Mover):
     """A map of each active site of `mask`, with parameters that a network reads off the frozen sites.
 
     Fields `(batch, *shape)`, the mask's shape. With `odd` the layer commutes with `z -> -z`, the Z2 symmetry of phi^4:
@@ -123,14 +124,13 @@ class Coupling(Bijection):
         z, log_slope, *_ = self._apply_map(self.site_map.inverse, x)
         return z, log_slope.sum(1)
 
-    def carry_score(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            source = z if z.requires_grad else z.detach().requires_grad_()
-            x, log_slope, moved, active = self._apply_map(self.site_map.forward, source)
-            own = torch.zeros_like(log_slope)
-            if not isinstance(self.site_map, AffineMap):  # whose slope does not depend on where it is
+    def move(self, z: Tensor) -> tuple[Tensor, Move]:
+        x, log_slope, moved, active = self._apply_map(self.site_map.forward, z)
+        own = torch.zeros_like(log_slope)
+        if not isinstance(self.site_map, AffineMap):  # whose slope does not depend on where it is
+            with positions_alone():
                 (own,) = torch.autograd.grad(log_slope.sum(), active, retain_graph=True)
-            return x, log_slope.sum(1), Move(self.active, moved, log_slope, own).carry_score(source, score)
+        return x, Move(self.active, moved, log_slope, own)
 
     def _apply_map(
         self, site_map: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], field: Tensor
@@ -141,13 +141,8 @@ class Coupling(Bijection):
         flat = field.flatten(1)
         parameters = self._conditioned(flat.index_select(1, self.frozen))
         active = flat.index_select(1, self.active)
-        moved, log_slope = self._mapped(site_map, parameters, active)
+        moved, log_slope = site_map(parameters, active)
         return flat.index_copy(1, self.active, moved).reshape(field.shape), log_slope, moved, active
-
-    def _mapped(
-        self, site_map: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], parameters: Tensor, active: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return site_map(parameters, active)
 
     def _conditioned(self, frozen: Tensor) -> Tensor:
         if not self.odd:

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from latticeflow.flows.bijection import Bijection, Move, Sequential
+from latticeflow.flows.bijection import Bijection, Move, Mover, Sequential
 from latticeflow.flows.holonomy import HolonomyCoupling
 from latticeflow.flows.masks import CYCLE, StripeMask, stripe_cycle
 from latticeflow.flows.networks import Conditioner
 from latticeflow.flows.spline import (
     Spline,
     circular_spline,
+    positions_alone,
     spline_forward,
     spline_inverse,
     tailed_forward,
@@ -37,7 +38,7 @@ PlaquetteMap = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 TailedMap = Callable[[Spline, Tensor, float], tuple[Tensor, Tensor]]
 
 
-class PlaquetteCoupling(Bijection):
+class PlaquetteCoupling(Mover):
     """A circular spline and a shift of the active plaquettes of one mask, conditioned on the frozen loops.
 
     The conditioner sees cos and sin of the two frozen plaquettes of each cell and of the 2x1 loops around them and
@@ -49,6 +50,8 @@ class PlaquetteCoupling(Bijection):
     one of direction nu through the active link and the one of direction mu next to it; without, it is blind to the
     holonomies. Raises ValueError for another conditioner.
     """
+
+    compiled = False
 
     def __init__(
         self,
@@ -104,21 +107,19 @@ class PlaquetteCoupling(Bijection):
         z, log_slope, *_ = self._apply_map(x, self._inverse_map)
         return z, log_slope.sum(-1)
 
-    def carry_score(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        with torch.enable_grad():
-            source = z if z.requires_grad else z.detach().requires_grad_()
-            x, log_slope, change, ends = self._apply_map(source, self._map)
+    def move(self, z: Tensor) -> tuple[Tensor, Move]:
+        x, log_slope, change, ends = self._apply_map(z, self._map)
+        with positions_alone():
             slopes = torch.autograd.grad(log_slope.sum(), ends, retain_graph=True, allow_unused=True)
-            of_active, of_passive = (torch.zeros_like(log_slope) if slope is None else slope for slope in slopes)
-            move = Move(self.active_links, change, log_slope, self.sign * (of_active - of_passive))
-            return x, log_slope.sum(-1), move.carry_score(source, score)
+        of_active, of_passive = (torch.zeros_like(log_slope) if slope is None else slope for slope in slopes)
+        return x, Move(self.active_links, change, log_slope, self.sign * (of_active - of_passive))
 
     def _map(self, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
-        new, log_slope = spline_forward(circular_spline(parameters[..., 1:]), active)
+        new, log_slope = spline_forward(circular_spline(parameters[..., 1:], compiled=self.compiled), active)
         return new + parameters[..., 0], log_slope
 
     def _inverse_map(self, parameters: Tensor, active: Tensor, passive: Tensor) -> tuple[Tensor, Tensor]:
-        return spline_inverse(circular_spline(parameters[..., 1:]), active - parameters[..., 0])
+        return spline_inverse(circular_spline(parameters[..., 1:], compiled=self.compiled), active - parameters[..., 0])
 
     def _apply_map(
         self, links: Tensor, plaquette_map: PlaquetteMap
@@ -129,18 +130,18 @@ class PlaquetteCoupling(Bijection):
         """
         active, passive, parameters = self._conditioned(links)
         mapped = active.view_as(active), passive.view_as(passive)  # apart from what the network saw of them
-        new, log_slope = self._mapped(plaquette_map, parameters, *mapped)
+        new, log_slope = plaquette_map(parameters, *mapped)
         change = self.sign * (new - mapped[0])
         moved = links.flatten(1).index_add(1, self.active_links, change)
         return wrap(moved).reshape(links.shape), log_slope, change, mapped
 
-    def _mapped(
-        self, plaquette_map: PlaquetteMap, parameters: Tensor, active: Tensor, passive: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        return plaquette_map(parameters, active, passive)
-
     def _conditioned(self, links: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the active and the passive plaquettes and what the frozen loops say about their map."""
+        active, passive, features, context = self._seen(links)
+        return active, passive, self.network(features, context)
+
+    def _seen(self, links: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the active and the passive plaquettes, and what the network sees of the frozen loops."""
         loops = plaquette(links).flatten(1).index_select(1, self.columns).unflatten(1, (4, -1))
         passive, active, frozen, next_frozen = loops.unbind(1)
         invariants = torch.stack([passive + active, frozen, next_frozen, frozen + next_frozen], dim=-1)
@@ -148,8 +149,7 @@ class PlaquetteCoupling(Bijection):
         charge = self._charge(loops, cosine[..., :3], sine[..., :3])
         charge = charge / torch.sqrt(1 + charge**2)  # bounded: far from the vacuum it would make the map chaotic
         context = torch.stack([charge, charge**2], dim=-1)
-        features = torch.cat([cosine, sine, *self._polyakov(links)], dim=-1)
-        return active, passive, self.network(features, context)
+        return active, passive, torch.cat([cosine, sine, *self._polyakov(links)], dim=-1), context
 
     def _polyakov(self, links: Tensor) -> list[Tensor]:
         """Return cos and sin of the two frozen loops, each `(batch, cells, 2)`, where they are seen."""
@@ -189,7 +189,7 @@ class SectorCoupling(PlaquetteCoupling):
         half_sum = 0.5 * (wrapped + wrap(passive))
         reach = (1 - half_sum.abs() / math.pi).clamp(min=torch.finfo(active.dtype).tiny)
         position = ((wrapped - half_sum) / reach).clamp(-math.pi, math.pi)
-        new, log_slope = tailed(tailed_spline(parameters, math.pi), position, math.pi)
+        new, log_slope = tailed(tailed_spline(parameters, math.pi, compiled=self.compiled), position, math.pi)
         return active + reach * (new - position), log_slope
 
     def _charge(self, loops: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

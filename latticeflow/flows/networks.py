@@ -1,8 +1,11 @@
 """Conditioner networks: of gauge couplings over mask cells, of couplings of real fields over sites."""
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +13,7 @@ from torch.autograd.function import FunctionCtx
 
 from latticeflow.flows.site_masks import window
 
-IN_CACHE = 2**17
+IN_CACHE = 2**18
 """Numbers in the windows that a convolution fills at a time, well inside the cache of a CPU's core."""
 
 
@@ -30,6 +33,55 @@ def inputs_alone() -> Iterator[None]:
         _Wanted.weights = True
 
 
+@dataclass(frozen=True)
+class _Met:
+    """A product of weights with `x`, or with windows of it, and the derivative by what came out."""
+
+    linear: nn.Linear
+    x: Tensor
+    table: Tensor | None
+    of_output: Tensor
+
+
+@dataclass
+class Postponed:
+    """Gradients of weights by `F = sum_i c_i F_i` over a batch whose factors c_i are known only afterwards.
+
+    While they are collected, the products of conditioners take their weights as constants; differentiating
+    `sum_i F_i` by what goes in leaves here what the weights' gradients need: each product's input and the derivative by
+    its output, configuration by configuration.
+    """
+
+    met: list[_Met] = field(default_factory=list)
+    current: ClassVar["Postponed | None"] = None
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        Postponed.current = self
+        try:
+            yield
+        finally:
+            Postponed.current = None
+
+    def wait(self, linear: nn.Linear, x: Tensor, table: Tensor | None, output: Tensor) -> None:
+        """Note this product when its output is differentiated."""
+        held = x.detach()
+        output.register_hook(lambda of_output: self.met.append(_Met(linear, held, table, of_output)))
+
+    @torch.no_grad()
+    def gradients(self, factors: Tensor) -> dict[nn.Parameter, Tensor]:
+        """Return the gradients for these factors, `(batch,)`; a product may hold several times the batch in turn."""
+        found: dict[nn.Parameter, list[Tensor]] = defaultdict(list)
+        for met in self.met:
+            several = met.of_output.unflatten(0, (-1, len(factors)))
+            own = factors.to(several.dtype).view(-1, *[1] * (several.ndim - 2))
+            of_output = (several * own).flatten(0, 1)
+            found[met.linear.weight].append(_gradient_of_weight(met.x, met.table, of_output))
+            if met.linear.bias is not None:
+                found[met.linear.bias].append(of_output.flatten(0, -2).sum(0))
+        return {weight: sum(terms[1:], terms[0]) for weight, terms in found.items()}
+
+
 class CellConvolution(nn.Module):
     """A periodic convolution over mask cells, written as a gather of neighbours and one matrix product.
 
@@ -47,10 +99,17 @@ class CellConvolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if self.window == 1:
-            return self.linear(x)
-        if self.readers is not None:
-            return _WindowProduct.apply(x, self.linear.weight, self.linear.bias, self.neighbours, self.readers)
-        return self.linear(_gather(x, self.neighbours, self.cells))
+            return _product(self.linear, x)
+        if self.readers is None:
+            return _product(self.linear, _gather(x, self.neighbours, self.cells))
+        if Postponed.current is None:
+            return self._windows_product(x, self.linear.weight, self.linear.bias)
+        output = self._windows_product(x, self.linear.weight.detach(), self.linear.bias.detach())
+        Postponed.current.wait(self.linear, x, self.neighbours, output)
+        return output
+
+    def _windows_product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return _WindowProduct.apply(x, weight, bias, self.neighbours, self.readers)
 
     @torch.no_grad()
     def gather_images(self, distance: Tensor, channels: Sequence[int] | None = None) -> None:
@@ -67,6 +126,14 @@ class CellConvolution(nn.Module):
             total = weight[:, places][..., chosen].sum(1)
             for k in images:
                 weight[:, k, chosen] = total / len(nearest) if k in nearest else 0.0
+
+
+def _product(linear: nn.Linear, x: Tensor) -> Tensor:
+    if Postponed.current is None:
+        return linear(x)
+    output = nn.functional.linear(x, linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
+    Postponed.current.wait(linear, x, None, output)
+    return output
 
 
 def _gather(x: Tensor, table: Tensor, cells: int) -> Tensor:
@@ -109,22 +176,31 @@ class _WindowProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             of_x = _gradient_of_input(x, weight, readers, of_output)
         if ctx.needs_input_grad[1] and _Wanted.weights:
-            of_weight, of_bias = torch.zeros_like(weight), of_output.sum((0, 1))
-            for some, windows in _windows(x, neighbours):
-                of_weight.addmm_(of_output[some].flatten(0, 1).t(), windows)
+            of_weight, of_bias = _gradient_of_weight(x, neighbours, of_output), of_output.sum((0, 1))
         return of_x, of_weight, of_bias, None, None
 
 
 def _windows(x: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield some configurations and their windows, `(some * cells, window * channels)`, all in the same memory."""
     batch, cells, channels = x.shape
-    size = batch if x.is_cuda else max(1, min(batch, IN_CACHE // (len(table) * channels)))
+    pieces = 1 if x.is_cuda else min(batch, -(-batch * len(table) * channels // IN_CACHE))
+    size = -(-batch // pieces)
     memory = x.new_empty(size, len(table), channels)
     for first in range(0, batch, size):
         some = slice(first, min(first + size, batch))
         windows = memory[: some.stop - first]
         torch.index_select(x[some], 1, table, out=windows)
         yield some, windows.view(-1, len(table) // cells * channels)
+
+
+def _gradient_of_weight(x: Tensor, table: Tensor | None, of_output: Tensor) -> Tensor:
+    """Return the gradient of W in `y = W (windows of x) + b`, or `y = W x + b` without a table."""
+    if table is None:
+        return of_output.flatten(0, -2).t() @ x.flatten(0, -2)
+    of_weight = x.new_zeros(of_output.shape[-1], len(table) // x.shape[1] * x.shape[2])
+    for some, windows in _windows(x, table):
+        of_weight.addmm_(of_output[some].flatten(0, 1).t(), windows)
+    return of_weight
 
 
 def _gradient_of_input(x: Tensor, weight: Tensor, readers: Tensor, of_output: Tensor) -> Tensor:
@@ -173,7 +249,7 @@ class Conditioner(nn.Module):
     def forward(self, cells: Tensor, context: Tensor | None = None) -> Tensor:
         x = self.layers[0](cells)
         if self.context is not None:
-            x = x + self.context(context)[:, None]
+            x = x + _product(self.context, context)[:, None]
         for layer in self.layers[1:]:
             x = layer(nn.functional.silu(x))
         return x

@@ -12,8 +12,11 @@ Second derivatives, which scores need, go through the formula itself.
 """
 
 import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +37,13 @@ class Spline:
 
     `parameters (..., 3 * bins)`, on the line `(..., 3 * bins - 1)`, are unconstrained: logits of the bins' widths and
     of their heights, and what gives the derivatives at the knots. Zeros give the identity. They are bounded softly
-    (`b tanh(l / b)`), which keeps float32 round trips accurate.
+    (`b tanh(l / b)`), which keeps float32 round trips accurate. `compiled` ones run through torch.compile.
     """
 
     parameters: Tensor
     bound: float
     circular: bool
+    compiled: bool = False
 
     @property
     def bins(self) -> int:
@@ -67,17 +71,17 @@ class Spline:
         ]
 
 
-def circular_spline(parameters: Tensor) -> Spline:
+def circular_spline(parameters: Tensor, *, compiled: bool = False) -> Spline:
     """Build splines of the circle from unconstrained parameters `(..., 3 * bins)`; zeros give the identity."""
-    return Spline(parameters, math.pi, circular=True)
+    return Spline(parameters, math.pi, circular=True, compiled=compiled)
 
 
-def tailed_spline(parameters: Tensor, bound: float) -> Spline:
+def tailed_spline(parameters: Tensor, bound: float, *, compiled: bool = False) -> Spline:
     """Build splines of `[-bound, bound]` from unconstrained parameters `(..., 3 * bins - 1)`; zeros give the identity.
 
     The derivative at both ends is 1, that of the tails.
     """
-    return Spline(parameters, bound, circular=False)
+    return Spline(parameters, bound, circular=False, compiled=compiled)
 
 
 def spline_forward(spline: Spline, angle: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,7 +151,23 @@ class _Found(NamedTuple):
 
 
 def _apply(spline: Spline, position: Tensor, *, inverse: bool) -> tuple[Tensor, Tensor]:
-    return _SplineMap.apply(spline.parameters, position, spline.bound, spline.circular, inverse)
+    return _SplineMap.apply(spline.parameters, position, spline, inverse)
+
+
+class _Asked:
+    """What the gradients that are being computed are for."""
+
+    parameters = True
+
+
+@contextmanager
+def positions_alone() -> Iterator[None]:
+    """Compute no gradients of a spline's parameters: autograd tells what could be asked for, and not what is."""
+    _Asked.parameters = False
+    try:
+        yield
+    finally:
+        _Asked.parameters = True
 
 
 class _SplineMap(torch.autograd.Function):
@@ -155,32 +175,83 @@ class _SplineMap(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx, parameters: Tensor, position: Tensor, bound: float, circular: bool, inverse: bool
+        ctx: FunctionCtx, parameters: Tensor, position: Tensor, spline: Spline, inverse: bool
     ) -> tuple[Tensor, Tensor]:
-        spline = Spline(parameters, bound, circular)
-        at, found = _find(spline, position, inverse)
-        image, log_slope, place = _inverse(at, position) if inverse else _forward(at, position)
-        ctx.spline, ctx.inverse = (bound, circular), inverse
-        ctx.save_for_backward(parameters, position, *at, *found, *place)
+        ctx.map = spline.bound, spline.circular, inverse
+        ctx.run = compiled if spline.compiled else _as_it_is
+        image, log_slope, saved = ctx.run(_through)(parameters, position, *ctx.map)
+        ctx.save_for_backward(parameters, position, *saved)
         return image, log_slope
 
     @staticmethod
     def backward(ctx: FunctionCtx, image: Tensor, log_slope: Tensor) -> tuple[Tensor | None, ...]:
         parameters, position, *saved = ctx.saved_tensors
-        spline = Spline(parameters, *ctx.spline)
         if torch.is_grad_enabled():
-            return *_recorded(spline, position, ctx.inverse, image, log_slope), None, None, None
-        at, found, place = _Bin(*saved[:6]), _Found(*saved[6:10]), _Place(*saved[10:])
-        gradient, of_position = _bin_gradient(at, place, image, log_slope, ctx.inverse)
-        return _parameter_gradient(spline, gradient, found), of_position, None, None, None
+            return *_recorded(parameters, position, image, log_slope, *ctx.map), None, None
+        back = ctx.run(_back if _Asked.parameters else _back_to_position)
+        return *back(parameters, saved, image, log_slope, *ctx.map), None, None
 
 
-def _recorded(spline: Spline, position: Tensor, inverse: bool, image: Tensor, log_slope: Tensor) -> tuple[Tensor, ...]:
+@cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Compile a function, at its first use, for every shape that it meets."""
+    return torch.compile(function, dynamic=False)
+
+
+def _as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def _through(
+    parameters: Tensor, position: Tensor, bound: float, circular: bool, inverse: bool
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return image, log slope and all that the gradients need again."""
+    at, found = _find(Spline(parameters, bound, circular), position, inverse)
+    image, log_slope, place = (_inverse if inverse else _forward)(at, position)
+    return image, log_slope, (*at, *found, *place)
+
+
+def _back(
+    parameters: Tensor,
+    saved: Sequence[Tensor],
+    image: Tensor,
+    log_slope: Tensor,
+    bound: float,
+    circular: bool,
+    inverse: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the parameters and of the position, given those of image and log slope."""
+    at, found, place = _Bin(*saved[:6]), _Found(*saved[6:10]), _Place(*saved[10:])
+    of_position = _position_gradient(at, place, image, log_slope, inverse)
+    gradient = _bin_gradient(at, place, of_position, image, log_slope, inverse)
+    return _parameter_gradient(Spline(parameters, bound, circular), gradient, found), of_position
+
+
+def _back_to_position(
+    _parameters: Tensor,
+    saved: Sequence[Tensor],
+    image: Tensor,
+    log_slope: Tensor,
+    _bound: float,
+    _circular: bool,
+    inverse: bool,
+) -> tuple[None, Tensor]:
+    return None, _position_gradient(_Bin(*saved[:6]), _Place(*saved[10:]), image, log_slope, inverse)
+
+
+def _recorded(
+    parameters: Tensor,
+    position: Tensor,
+    image: Tensor,
+    log_slope: Tensor,
+    bound: float,
+    circular: bool,
+    inverse: bool,
+) -> tuple[Tensor, ...]:
     """Return the gradients in a form that can be differentiated again."""
     with torch.enable_grad():
-        at, _ = _find(spline, position, inverse)
-        outputs = (_inverse if inverse else _forward)(at, position)[:2]
-        inputs = spline.parameters, position
+        outputs = _through(parameters, position, bound, circular, inverse)[:2]
+        inputs = parameters, position
         return torch.autograd.grad(outputs, inputs, (image, log_slope), create_graph=True, allow_unused=True)
 
 
@@ -258,29 +329,36 @@ def _log_derivative(place: _Place) -> Tensor:
     return torch.log(place.m * ratio * ratio)
 
 
-def _bin_gradient(at: _Bin, place: _Place, of_image: Tensor, of_log: Tensor, inverse: bool) -> tuple[_Bin, Tensor]:
-    """Return the gradients of the bin's six numbers and of the position.
+def _position_gradient(at: _Bin, place: _Place, of_image: Tensor, of_log: Tensor, inverse: bool) -> Tensor:
+    """Return the gradient of the position, by `dy/dt` and `dl/dt` and, for the inverse, implicitly."""
+    t, s, _, bend, _, d, m = place
+    turn, over_d = 1 - 2 * t, 1 / d
+    y_t = at.height * s * m * over_d * over_d
+    l_t = 2 * ((at.d1 * t + s * turn - at.d0 * (1 - t)) / m - bend * turn * over_d)
+    return (of_image * at.width - of_log * l_t) / y_t if inverse else (of_image * y_t + of_log * l_t) / at.width
+
+
+def _bin_gradient(
+    at: _Bin, place: _Place, of_position: Tensor, of_image: Tensor, of_log: Tensor, inverse: bool
+) -> _Bin:
+    """Return the gradients of the bin's six numbers.
 
     With `y = y0 + height n / d` and `l = log(s^2 m) - 2 log d`, s and height taken as independent.
     """
-    t, s, q, bend, n, d, m = place
-    rest, turn, square = 1 - t, 1 - 2 * t, t * t
+    t, s, q, _, n, d, m = place
+    rest, square = 1 - t, t * t
     over_d, over_m = 1 / d, 1 / m
     scale = at.height * over_d * over_d
-    y_t = scale * s * m
-    l_t = 2 * ((at.d1 * t + s * turn - at.d0 * rest) * over_m - bend * turn * over_d)
     if inverse:
-        of_l = -of_log
-        of_y = -(of_image * at.width + of_l * l_t) / y_t
-        of_position, of_x0, of_width = -of_y, of_image, of_image * t
+        of_l, of_y = -of_log, -of_position
+        of_x0, of_width = of_image, of_image * t
     else:
         of_l, of_y = of_log, of_image
-        of_position = (of_y * y_t + of_l * l_t) / at.width
         of_x0, of_width = -of_position, -of_position * t
     scaled, common = of_y * scale, 2 * q * over_d
     fall = 1 - 2 * q
     of_s = scaled * (square * d - n * fall) + 2 * of_l * (1 / s + q * over_m - fall * over_d)
-    gradient = _Bin(
+    return _Bin(
         x0=of_x0,
         y0=of_y,
         width=torch.addcdiv(of_width, of_s * s, at.width, value=-1),
@@ -288,7 +366,6 @@ def _bin_gradient(at: _Bin, place: _Place, of_image: Tensor, of_log: Tensor, inv
         d0=torch.addcmul(scaled * q * (d - n), of_l, rest * rest * over_m - common),
         d1=torch.addcmul(of_l * (square * over_m - common), scaled * q, n, value=-1),
     )
-    return gradient, of_position
 
 
 def _parameter_gradient(spline: Spline, gradient: _Bin, found: _Found) -> Tensor:

@@ -4,8 +4,10 @@ from itertools import chain
 
 import torch
 from torch import Generator, Tensor
+from torch.autograd.function import FunctionCtx
 
 from latticeflow.flows import Bijection
+from latticeflow.flows.networks import Postponed
 from latticeflow.priors import Prior
 from latticeflow.samplers.base import Sampler
 from latticeflow.streams import SharedStream, own_rows
@@ -36,6 +38,28 @@ class FlowSampler(Sampler):
         x, log_det, score = self.flow.carry_score(z, self._prior_score(z))
         return x, self.prior.log_prob(z.double()) - log_det, score
 
+    def sample_held(self, n: int, generator: Generator | SharedStream | None = None) -> tuple[Tensor, Tensor]:
+        """Return n draws and their log q, whose gradients are those of the density at these fields, held fixed.
+
+        A flow of couplings finds them on its way, with no inverse pass: the score tells what a change of a layer would
+        do to the density, and its gradient waits for the weights of the draws (`latticeflow.flows.Mover`).
+        """
+        x, log_q, _ = self._held_with_score(n, generator)
+        return x, log_q
+
+    def _held_with_score(
+        self, n: int, generator: Generator | SharedStream | None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Do so, and return the score where it was found."""
+        if not self.flow.postpones:
+            return *super().sample_held(n, generator), None
+        postponed = Postponed()
+        with torch.no_grad(), postponed.collected():
+            z = self.latent(n, generator)
+            x, log_det, score = self.flow.carry_score(z, self._prior_score(z))
+        log_q = self.prior.log_prob(z.double()) - log_det
+        return x, _Held.apply(log_q, postponed, *self.flow.parameters()), score
+
     @torch.enable_grad()
     def _prior_score(self, z: Tensor) -> Tensor:
         leaf = z.detach().requires_grad_()
@@ -62,3 +86,17 @@ class FlowSampler(Sampler):
         """
         z, log_det = self.flow.varying_inverse(x)
         return -self.prior.log_prob(z.double()) - log_det
+
+
+class _Held(torch.autograd.Function):
+    """The log q of held fields, whose derivatives by a flow's weights `Postponed` has."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, log_q: Tensor, postponed: Postponed, *weights: Tensor) -> Tensor:
+        ctx.postponed, ctx.weights = postponed, weights
+        return log_q.clone()
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, of_log_q: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.postponed.gradients(-of_log_q)
+        return of_log_q, None, *(gradients.get(weight) for weight in ctx.weights)

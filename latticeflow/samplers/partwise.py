@@ -64,6 +64,11 @@ class Part(FlowSampler):
         self._keep(x, log_q, score)
         return x, log_q, score
 
+    def sample_held(self, n: int, generator: Generator | SharedStream | None = None) -> Draws:
+        x, log_q, score = self._held_with_score(n, generator)
+        self._keep(x, log_q, score)
+        return x, log_q
+
     def _keep(self, x: Tensor, log_q: Tensor, score: Tensor | None) -> None:
         """Keep draws in the one layout that another process gets them in."""
         self.drawn, self.score = (x.detach().contiguous(), log_q.detach()), score

@@ -55,11 +55,10 @@ def reinforce(
     `signal_clip` limits |signal - baseline|: a small bias against the rare huge weights of early training. `advantage`
     is `leave_one_out` unless other processes have more rows of the batch.
     """
-    with torch.no_grad():
-        x, log_q = sampler.sample(batch, generator)
-        log_weight = -action(x).double() - log_q
+    x, log_q = sampler.sample_held(batch, generator)
+    log_weight = _log_weight(action, x, log_q)
     clipped = (advantage or leave_one_out)(-log_weight).clamp(-signal_clip, signal_clip)
-    return (sampler.log_prob(x) * clipped).mean(), log_weight
+    return (log_q * clipped).mean(), log_weight
 
 
 def leave_one_out(signal: Tensor) -> Tensor:

@@ -160,6 +160,31 @@ def test_draws_with_scores_of_priors_with_and_without_gradient():
         assert_close(score, expected, rtol=1e-8, atol=1e-8)
 
 
+def latent_prior(name):
+    shape = FLOWS[name][0]
+    return HaarUniform(shape[1:]) if "gauge" in name else StudentT(shape, degrees_of_freedom=6.0).double()
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_draws_that_are_held_know_the_gradient_of_their_density(name):
+    sampler = FlowSampler(latent_prior(name), built(name)[0])
+    x, log_q = sampler.sample_held(4, stream(1, "test"))
+    assert not x.requires_grad
+    assert_close((x, log_q), sampler.sample(4, stream(1, "test")), rtol=0, atol=1e-12)
+    weight = torch.tensor([0.3, -1.0, 2.0, 0.5], dtype=torch.float64)
+    expected = gradients((sampler.log_prob(x) * weight).sum(), sampler)
+    assert_close(gradients((log_q * weight).sum(), sampler), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["gauge", "gauge, local", "gauge, charge kept", "affine", "splines, odd"])
+def test_couplings_need_no_inverse_for_it(name, monkeypatch):
+    sampler = FlowSampler(latent_prior(name), built(name)[0])
+    monkeypatch.setattr(type(sampler.flow), "inverse", None)
+    _, log_q = sampler.sample_held(2, stream(1, "test"))
+    log_q.sum().backward()
+    assert all(parameter.grad is not None for parameter in sampler.flow.parameters())
+
+
 def test_single_precision_scores_are_better_on_the_way():
     """By an inverse pass the error is that of the inverse times the curvature of the splines."""
     flow = built("gauge")[0].float()

@@ -18,7 +18,7 @@ from latticeflow.actions import Action, SchwingerAction, U1Action
 from latticeflow.exact import u1_log_z
 from latticeflow.flows import ElementwiseAffine, gauge_flow
 from latticeflow.priors import HaarUniform, Normal, QuenchedU1
-from latticeflow.samplers import FlowSampler
+from latticeflow.samplers import FlowSampler, Sampler
 from latticeflow.training import ESTIMATORS, SCORE_LOSSES, make_estimator
 
 SHAPE = (4, 4)
@@ -27,7 +27,7 @@ FALSE_ALARM = 1e-4
 DIRECTIONS = 4
 
 
-class NormalSampler(nn.Module):
+class NormalSampler(Sampler):
     """`q = N(mean, e^width)` in one dimension, whose divergences from a normal target are known in closed form."""
 
     def __init__(self, mean, width):
