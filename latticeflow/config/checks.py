@@ -95,13 +95,15 @@ def ebflow_layers(values: Values) -> list[Problem]:
 
 
 def compiled_couplings(values: Values) -> list[Problem]:
-    """Only couplings are compiled."""
+    """Splines are compiled, and what gauge couplings see."""
     if not values["training.compile"]:
         return []
-    flow = "coupling" if values["sampler.kind"] == "stabilised" else values["sampler.flow.kind"]
-    if flow in ("gauge", "coupling"):
+    stabilised = values["sampler.kind"] == "stabilised"
+    flow = "coupling" if stabilised else values["sampler.flow.kind"]
+    transform = values.get("sampler.transform" if stabilised else "sampler.flow.transform")
+    if flow == "gauge" or (flow == "coupling" and transform == "spline"):
         return []
-    return [Problem("training.compile", "false for a flow without gauge couplings or couplings of real fields", "true")]
+    return [Problem("training.compile", "false for a flow without gauge couplings or couplings with splines", "true")]
 
 
 def coupling_mask(values: Values) -> list[Problem]:

@@ -99,7 +99,11 @@ class TrainingSettings(Settings):
         description="bound on abs(signal - baseline) of the reinforce estimator, dimensionless (absent: not clipped)",
     )
     dtype: Literal["float32", "float64"] = Field("float32", description="precision of the flow")
-    window: Count = Field(50, description="batches pooled into the running ESS, which also selects the best weights")
+    window: Count = Field(
+        50,
+        description="batches pooled into the running ESS, which also selects the best weights: the last whose window "
+        "is not below the highest by more than two errors",
+    )
     noise: Positive | None = Field(
         None, description="width sigma of denoising, in units of the field (absent: 0.1); denoising only"
     )
@@ -121,8 +125,8 @@ class TrainingSettings(Settings):
     )
     compile: bool = Field(
         False,
-        description="compile the couplings with torch.compile, which takes a minute or two and a C++ compiler (on a "
-        "GPU Triton) and pays in long trainings of small lattices",
+        description="compile what is not a product of matrices in gauge couplings and in splines with torch.compile, "
+        "which takes a minute and a C++ compiler (on a GPU Triton)",
     )
     start_from: str | None = Field(
         None,

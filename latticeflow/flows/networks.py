@@ -184,7 +184,7 @@ def _windows(x: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield some configurations and their windows, `(some * cells, window * channels)`, all in the same memory."""
     batch, cells, channels = x.shape
     pieces = 1 if x.is_cuda else min(batch, -(-batch * len(table) * channels // IN_CACHE))
-    size = -(-batch // pieces)
+    size = max(1, -(-batch // max(1, pieces)))  # all of about one size
     memory = x.new_empty(size, len(table), channels)
     for first in range(0, batch, size):
         some = slice(first, min(first + size, batch))

@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from latticeflow.actions import Action
 from latticeflow.flows import SingularWeightsError
 from latticeflow.samplers import FlowSampler, Sampler
-from latticeflow.stats import ess
+from latticeflow.stats import ess, ess_error
 from latticeflow.streams import SharedStream, stream
 from latticeflow.training.averaging import WeightAverage
 from latticeflow.training.estimators import (
@@ -42,7 +43,8 @@ class TrainingError(RuntimeError):
 class TrainingSettings:
     """How to train; `window` batches are pooled into the running ESS, which also selects the best weights.
 
-    With `ema` these are moving averages of that decay, as they were at the end of the best window.
+    These are the last ones whose window is not below the highest by more than two errors; with `ema` the moving
+    averages of that decay at its end.
 
     Raises ValueError naming the settings that are out of range.
     """
@@ -295,11 +297,17 @@ class Trainer:
         return next(self.sampler.parameters()).device
 
     def _keep_best(self) -> None:
-        last, window = self.step == self.settings.steps, self.settings.window
-        whole = self.step % window == 0 and len(self.recent[self.whole]) == window
-        if (whole or last) and (running := self.running_ess()) >= self.best_ess:
-            self.best_ess = running
+        """Keep the weights, unless the ESS of their window is below the highest by more than two of its errors.
+
+        The highest of many is high by luck as well, the more so the heavier the weights' tail.
+        """
+        last, window, recent = self.step == self.settings.steps, self.settings.window, self.recent[self.whole]
+        if not last and (self.step % window or len(recent) < window):
+            return
+        running, error = self.running_ess(), float(np.nan_to_num(ess_error(torch.cat(tuple(recent)).cpu().numpy())))
+        if running + 2 * error >= self.best_ess:
             self.best_weights = self._weights() if self.average is None else self.average.copy()
+        self.best_ess = max(self.best_ess, running)
 
     def _stop_if_hopeless(self) -> None:
         if hopeless([record.skipped for record in self.records[-MAX_SKIPPED_IN_A_ROW:]]):
@@ -363,7 +371,7 @@ def train(
 
     `estimator`, `signal_clip`, `target`, `noise` and `difference` as in `make_estimator`; `settings` are the fields of
     TrainingSettings. With `fine_tuning_estimator`, one of reverse KL, the last `fine_tuning` of the steps are by that.
-    The weights of the best window (running ESS) are kept. Raises TrainingError when steps keep failing, ValueError for
+    The best weights (running ESS) are kept. Raises TrainingError when steps keep failing, ValueError for
     unknown or contradictory arguments.
     """
     widths = {"noise": noise, "difference": difference}
