@@ -15,7 +15,7 @@ from latticeflow.cli.stopping import finishing
 from latticeflow.config import Config
 from latticeflow.config.building import build_sampler, build_trainer
 from latticeflow.config.clusters import build_pieces
-from latticeflow.flows import use_nearest_images
+from latticeflow.flows import weights_for
 from latticeflow.samplers import Sampler
 from latticeflow.storage import DataError
 from latticeflow.training import (
@@ -157,8 +157,7 @@ def _weights_for(config: Config, other: RunFolder) -> dict[str, Any]:
         return weights
     sampler = build_sampler(other.config)
     sampler.load_state_dict(weights)
-    use_nearest_images(sampler)
-    return sampler.state_dict()
+    return weights_for(build_sampler(config), sampler)
 
 
 def trained_sampler(folder: RunFolder) -> Sampler:

@@ -8,7 +8,7 @@ from latticeflow.flows.clamps import Clamp
 from latticeflow.flows.compiling import compile_couplings
 from latticeflow.flows.coupling import AffineMap, Coupling, SplineMap, coupling_flow
 from latticeflow.flows.elementwise import ActNorm, ElementwiseAffine, Logit, Permutation, Reflection, Softplus
-from latticeflow.flows.gauge import PlaquetteCoupling, SectorCoupling, gauge_flow, use_nearest_images
+from latticeflow.flows.gauge import PlaquetteCoupling, SectorCoupling, gauge_flow, weights_for
 from latticeflow.flows.glow import AtLevel, glow, glow_blocks
 from latticeflow.flows.holonomy import HolonomyCoupling
 from latticeflow.flows.linear import Dense, LUDense, PeriodicConvolution, linear_flow
@@ -49,5 +49,5 @@ __all__ = [
     "glow",
     "glow_blocks",
     "linear_flow",
-    "use_nearest_images",
+    "weights_for",
 ]

@@ -86,13 +86,17 @@ class SplineMap(SiteMap):
         self.outputs = 2 + 3 * bins - 1
 
     def forward(self, parameters: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        y, log_slope = tailed_forward(tailed_spline(parameters[..., 2:], self.bound, compiled=self.compiled), z, self.bound)
+        y, log_slope = tailed_forward(
+            tailed_spline(parameters[..., 2:], self.bound, compiled=self.compiled), z, self.bound
+        )
         x, log_scale = self.affine(parameters, y)
         return x, log_slope + log_scale
 
     def inverse(self, parameters: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         y, log_scale = self.affine.inverse(parameters, x)
-        z, log_slope = tailed_inverse(tailed_spline(parameters[..., 2:], self.bound, compiled=self.compiled), y, self.bound)
+        z, log_slope = tailed_inverse(
+            tailed_spline(parameters[..., 2:], self.bound, compiled=self.compiled), y, self.bound
+        )
         return z, log_slope + log_scale
 
     def reflect(self, parameters: Tensor) -> Tensor:

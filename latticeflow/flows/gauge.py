@@ -31,7 +31,7 @@ from latticeflow.u1 import plaquette, polyakov_loop, sawtooth, wrap
 
 FEATURES, CONTEXTS, POLYAKOV = 8, 2, 4
 BINS = 6
-PAIR, FROZEN = (0, 4), (1, 2, 3, 5, 6, 7)
+PAIR, FROZEN, AHEAD = (0, 4), (1, 2, 3, 5, 6, 7), 2
 """Features of the active and passive plaquettes of a cell, and of the frozen ones two sites further along nu."""
 
 PlaquetteMap = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -79,8 +79,8 @@ class PlaquetteCoupling(Mover):
         self.mu, self.polyakov = mask.mu, polyakov
         if polyakov:
             self.register_buffer("winding", torch.stack(mask.frozen_windings()), persistent=False)
-        features = FEATURES + POLYAKOV * polyakov
-        self.network = Conditioner([features, *hidden, self.parameters_of(bins)], tables, contexts=CONTEXTS)
+        self.mask, self.sees_all, self.features = mask, conditioner == "global", FEATURES + POLYAKOV * polyakov
+        self.network = Conditioner([self.features, *hidden, self.parameters_of(bins)], tables, contexts=CONTEXTS)
 
     @staticmethod
     def parameters_of(bins: int) -> int:
@@ -97,7 +97,13 @@ class PlaquetteCoupling(Mover):
         for place, (layer, steps) in enumerate(zip(self.network.layers, self.windows, strict=False)):
             layer.gather_images((steps**2).sum(1), None if place else PAIR)
             if place == 0:
-                layer.gather_images(((steps + steps.new_tensor([0, 2])) ** 2).sum(1), FROZEN)
+                layer.gather_images(((steps + steps.new_tensor([0, AHEAD])) ** 2).sum(1), FROZEN)
+
+    def spread(self, weight: Tensor, larger: Shape) -> Tensor:
+        """Return the first layer's weight for a larger lattice, all cells of which it sees: that of nearest images."""
+        by_cell = weight.unflatten(1, (-1, self.features))
+        images = [self.mask.nearest(larger, AHEAD * (k in FROZEN)) for k in range(self.features)]
+        return torch.einsum("lsf,hsf->hlf", torch.stack(images, dim=-1).to(weight), by_cell).flatten(1)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         x, log_slope, *_ = self._apply_map(z, self._map)
@@ -227,8 +233,18 @@ def gauge_flow(
     return Sequential(flow, cycle=CYCLE)
 
 
-def use_nearest_images(module: nn.Module) -> None:
-    """Make the couplings in a module fit for larger lattices, see `PlaquetteCoupling.use_nearest_images`."""
-    for part in module.modules():
+def weights_for(larger: nn.Module, flow: nn.Module) -> dict[str, Tensor]:
+    """Return a flow's weights for the same flow on a larger lattice, where what its couplings see is nearest.
+
+    The flow's own weights move as well, see `PlaquetteCoupling.use_nearest_images`; its map stays but for rounding.
+    """
+    for part in flow.modules():
         if isinstance(part, PlaquetteCoupling):
             part.use_nearest_images()
+    weights, there = flow.state_dict(), dict(larger.named_modules())
+    for name, part in flow.named_modules():
+        other = there.get(name)
+        if all(isinstance(one, PlaquetteCoupling) and one.sees_all for one in (part, other)):
+            layer = f"{name}.network.layers.0.linear.weight"
+            weights[layer] = part.spread(weights[layer], other.mask.shape)
+    return weights

@@ -11,6 +11,7 @@ Counted as cells of four sites in a row, site `(r, c)` being the cell `c` of row
 """
 
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -80,6 +81,24 @@ class StripeMask:
         rows, columns = self.cells
         return self._window(torch.arange(rows), torch.arange(columns))
 
+    def nearest(self, larger: Shape, ahead: int) -> Tensor:
+        """Return where the cells that `all_cells` lists are on a larger lattice, as the nearest images, `(V'/4, V/4)`.
+
+        A column has a 1 in the row of that distance vector there, fractions that add up to 1 where several are as near;
+        distances are those of sites `ahead` steps along nu of the cells.
+        """
+        rows, columns = self.cells
+        there = StripeMask(larger, self.mu, self.offset)
+        weight = torch.zeros(there.cells[0] * there.cells[1], rows * columns)
+        for step, (r, c) in enumerate(product(range(rows), range(columns))):
+            along_nu = _shortest(2 * r + 4 * c + ahead, self.shape[1 - self.mu])
+            images = list(product(_shortest(r, rows), along_nu))
+            for i, j in images:
+                row = i % there.cells[0]
+                column = (j - ahead - 2 * row) // 4 % there.cells[1]
+                weight[row * there.cells[1] + column, step] += 1 / len(images)
+        return weight
+
     def _window(self, along_mu: Tensor, along_nu: Tensor) -> Tensor:
         """Return the cells at these steps from each cell.
 
@@ -91,6 +110,12 @@ class StripeMask:
         turns = torch.div(r, rows, rounding_mode="floor")
         c = (c + turns * (rows // 2)) % columns
         return ((r % rows) * columns + c).reshape(rows * columns, -1)
+
+
+def _shortest(step: int, extent: int) -> list[int]:
+    """Return the shortest steps that are this one on a circle: two half a turn away, otherwise one."""
+    ahead = step % extent
+    return [ahead] if 2 * ahead < extent else [ahead - extent, ahead][: 1 + (2 * ahead == extent)]
 
 
 def check_tiles(shape: Shape) -> None:

@@ -8,6 +8,9 @@ import pytest
 import torch
 
 from latticeflow.cli import folder as folder_module
+from latticeflow.cli.folder import RunFolder
+from latticeflow.config.building import build_sampler
+from latticeflow.flows import weights_for
 from latticeflow.storage import load_checkpoint
 
 BAD_DATA, BAD_CONFIG, USAGE, INTERRUPTED = 65, 78, 2, 130
@@ -38,6 +41,28 @@ steps = 60
 batch = 64
 warmup = 10
 window = 10
+learning_rate = 1e-2
+[chain]
+replica = 4
+draws = 4
+"""
+
+U1 = """
+[lattice]
+shape = [4, 4]
+[action]
+kind = "u1"
+beta = 1.0
+[sampler.prior]
+kind = "haar"
+[sampler.flow]
+kind = "gauge"
+layers = 2
+hidden = [4]
+conditioner = "{conditioner}"
+[training]
+steps = 3
+batch = 16
 learning_rate = 1e-2
 [chain]
 replica = 4
@@ -108,6 +133,19 @@ def test_the_weights_are_the_best_ones_of_the_other_run(program, trained, config
     assert all(record["skipped"] for record in metrics(config.with_suffix("")))
     assert same(state(config.with_suffix(""))["weights"], state(trained)["best_weights"])
     assert same(state(config.with_suffix(""))["best_weights"], state(trained)["best_weights"])
+
+
+@pytest.mark.parametrize("conditioner", ["global", "local"])
+def test_a_gauge_flow_goes_on_with_the_nearest_images(program, tmp_path, conditioner):
+    path = tmp_path / "u1.toml"
+    path.write_text(U1.format(conditioner=conditioner))
+    assert program("train", path).code == 0
+    small, larger = path.with_suffix(""), tmp_path / "larger"
+    changes = ["lattice.shape=[8, 8]", f"training.start_from={small}", "training.learning_rate=1e-12"]
+    assert program("train", path, "--out", larger, *changing(*changes)).code == 0
+    there, flow = (build_sampler(RunFolder.open(folder).config) for folder in (larger, small))
+    flow.load_state_dict(state(small)["best_weights"])
+    torch.testing.assert_close(state(larger)["weights"], weights_for(there, flow), rtol=0, atol=1e-7)
 
 
 @pytest.mark.parametrize(
