@@ -116,7 +116,9 @@ class PlaquetteCoupling(Mover):
     def move(self, z: Tensor) -> tuple[Tensor, Move]:
         x, log_slope, change, ends = self._apply_map(z, self._map)
         with positions_alone():
-            slopes = torch.autograd.grad(log_slope.sum(), ends, retain_graph=True, allow_unused=True)
+            slopes = torch.autograd.grad(
+                log_slope, ends, torch.ones_like(log_slope), retain_graph=True, allow_unused=True
+            )
         of_active, of_passive = (torch.zeros_like(log_slope) if slope is None else slope for slope in slopes)
         return x, Move(self.active_links, change, log_slope, self.sign * (of_active - of_passive))
 

@@ -33,10 +33,8 @@ from latticeflow.streams import stream
 
 RUNS = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
-LOCAL = "8x8, local"
 CONFIGS = {
     "8x8": RUNS / "schwinger-8x8.toml",
-    LOCAL: RUNS / "schwinger-transfer-8x8.toml",
     "16x16": RUNS / "schwinger-transfer-16x16.toml",
 }
 HMC = ["chain.hmc.trajectory_length=2.0", "chain.hmc.jitter=0.2"]
@@ -58,8 +56,7 @@ def quenched(lattice: str, config: Config, _: argparse.Namespace) -> tuple[FlowS
 
 def flow(lattice: str, config: Config, options: argparse.Namespace) -> tuple[FlowSampler, float]:
     """Return the trained sampler, and the CPU seconds of its training."""
-    names = {LOCAL: ("8x8",), "16x16": ("8x8", "16x16", "longer")}.get(lattice, ())
-    stages = [options.transfer / f"{name}.pt" for name in names] or [options.curve / "times1.pt"]
+    stages = [options.curve / "times1.pt", *([options.transfer / "16x16.pt"] if lattice == "16x16" else [])]
     stored, sampler = [torch.load(path) for path in stages], build_sampler(config)
     sampler.load_state_dict(stored[-1]["weights"])
     return sampler.double(), sum(stage["cpu_seconds"] for stage in stored)
@@ -71,7 +68,7 @@ def reweighted(lattice: str, changes: list[str], make: Callable, options: argpar
     config = load_config(CONFIGS[lattice], changes)
     sampler, before = make(lattice, config, options)
     action, generator, parts = build_action(config), stream(1, "ensembles"), []
-    n = round(options.scale * LENGTHS[lattice.removesuffix(", local")]["reweighted"])
+    n = round(options.scale * LENGTHS[lattice]["reweighted"])
     started = time.process_time()
     for _ in range(-(-n // 128)):
         x, log_q = sampler.sample(128, generator)
@@ -89,7 +86,7 @@ def reweighted(lattice: str, changes: list[str], make: Callable, options: argpar
 
 def chain(lattice: str, kernel: Kernel, steps: int, options: argparse.Namespace, before: float) -> Row:
     """Run chains, thermalising where they are HMC, and analyse the observables of their fields."""
-    lengths, generator, accepted = LENGTHS[lattice.removesuffix(", local")], stream(1, "ensembles"), []
+    lengths, generator, accepted = LENGTHS[lattice], stream(1, "ensembles"), []
     config = load_config(CONFIGS[lattice])
     wanted = observables(build_bare_action(config), OBSERVABLES)
     started = time.process_time()
@@ -128,14 +125,12 @@ def flow_chain(lattice: str, changes: list[str], options: argparse.Namespace) ->
     config = load_config(CONFIGS[lattice], changes)
     sampler, before = flow(lattice, config, options)
     kernel = IndependenceMetropolis(sampler, build_action(config), candidates=512)
-    return chain(
-        lattice, kernel, round(options.scale * LENGTHS[lattice.removesuffix(", local")]["flow"]), options, before
-    )
+    return chain(lattice, kernel, round(options.scale * LENGTHS[lattice]["flow"]), options, before)
 
 
 def hmc_chain(lattice: str, changes: list[str], options: argparse.Namespace) -> Row:
     config = load_config(CONFIGS[lattice], [*HMC, *changes])
-    steps = round(options.scale * LENGTHS[lattice.removesuffix(", local")]["hmc"])
+    steps = round(options.scale * LENGTHS[lattice]["hmc"])
     return chain(lattice, build_kernel(config, build_sampler(config)), steps, options, 0.0)
 
 
