@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    order = [(lattice, name) for lattice in CONFIGS for name in METHODS if lattice != LOCAL or name.startswith("flow")]
+    order = [(lattice, name) for lattice in CONFIGS for name in METHODS]
     for lattice, method in order:
         if options.only in f"{lattice}: {method}":
             row = {"lattice": lattice, "method": method} | with_totals(METHODS[method](lattice, options))
