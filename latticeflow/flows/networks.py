@@ -14,7 +14,7 @@ from torch.autograd.function import FunctionCtx
 from latticeflow.flows.site_masks import window
 
 IN_CACHE = 2**18
-"""Numbers in the windows that a convolution fills at a time, well inside the cache of a CPU's core."""
+"""Numbers in the windows that a convolution fills at a time: about what the cache of a CPU's core holds."""
 
 
 class _Wanted:
