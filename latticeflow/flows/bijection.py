@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from latticeflow.flows.networks import inputs_alone
+from latticeflow.flows.asked import without
 
 Map = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -91,7 +91,7 @@ class Move:
         flat = score.flatten(1)
         moved = (flat.index_select(1, self.places) - self.own_slope) / self.log_slope.detach().exp()
         through = self.log_slope.sum() + (self.change * moved).sum()
-        with inputs_alone():
+        with without("weights"):
             (of_frozen,) = torch.autograd.grad(through, z, retain_graph=True)
         return (flat - of_frozen.flatten(1)).index_copy(1, self.places, moved).reshape(score.shape)
 

@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latticeflow.flows.asked import without
 from latticeflow.flows.bijection import Move, Mover, Sequential
 from latticeflow.flows.clamps import Clamp
 from latticeflow.flows.networks import SiteConditioner
 from latticeflow.flows.site_masks import check_mask, mask_cycle
-from latticeflow.flows.spline import positions_alone, tailed_forward, tailed_inverse, tailed_spline
+from latticeflow.flows.spline import tailed_forward, tailed_inverse, tailed_spline
 from latticeflow.lattice import Shape
 
 TRANSFORMS = ("affine", "spline")
@@ -132,7 +133,7 @@ class Coupling(Mover):
         x, log_slope, moved, active = self._apply_map(self.site_map.forward, z)
         own = torch.zeros_like(log_slope)
         if not isinstance(self.site_map, AffineMap):  # whose slope does not depend on where it is
-            with positions_alone():
+            with without("parameters"):
                 (own,) = torch.autograd.grad(log_slope.sum(), active, retain_graph=True)
         return x, Move(self.active, moved, log_slope, own)
 

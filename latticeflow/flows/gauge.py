@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from latticeflow.flows.asked import without
 from latticeflow.flows.bijection import Bijection, Move, Mover, Sequential
 from latticeflow.flows.holonomy import HolonomyCoupling
 from latticeflow.flows.masks import CYCLE, StripeMask, stripe_cycle
@@ -19,7 +20,6 @@ from latticeflow.flows.networks import Conditioner
 from latticeflow.flows.spline import (
     Spline,
     circular_spline,
-    positions_alone,
     spline_forward,
     spline_inverse,
     tailed_forward,
@@ -115,7 +115,7 @@ class PlaquetteCoupling(Mover):
 
     def move(self, z: Tensor) -> tuple[Tensor, Move]:
         x, log_slope, change, ends = self._apply_map(z, self._map)
-        with positions_alone():
+        with without("parameters"):
             slopes = torch.autograd.grad(
                 log_slope, ends, torch.ones_like(log_slope), retain_graph=True, allow_unused=True
             )

@@ -11,26 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx
 
+from latticeflow.flows.asked import Asked
 from latticeflow.flows.site_masks import window
 
 IN_CACHE = 2**18
 """Numbers in the windows that a convolution fills at a time: about what the cache of a CPU's core holds."""
-
-
-class _Wanted:
-    """What the gradients that are being computed are for."""
-
-    weights = True
-
-
-@contextmanager
-def inputs_alone() -> Iterator[None]:
-    """Compute no gradients of weights: autograd tells a function what could be wanted, and not what is."""
-    _Wanted.weights = False
-    try:
-        yield
-    finally:
-        _Wanted.weights = True
 
 
 @dataclass(frozen=True)
@@ -175,7 +160,7 @@ class _WindowProduct(torch.autograd.Function):
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
             of_x = _gradient_of_input(x, weight, readers, of_output)
-        if ctx.needs_input_grad[1] and _Wanted.weights:
+        if ctx.needs_input_grad[1] and Asked.weights:
             of_weight, of_bias = _gradient_of_weight(x, neighbours, of_output), of_output.sum((0, 1))
         return of_x, of_weight, of_bias, None, None
 

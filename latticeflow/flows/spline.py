@@ -12,8 +12,7 @@ Second derivatives, which scores need, go through the formula itself.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+from latticeflow.flows.asked import Asked
 from latticeflow.u1 import wrap
 
 MIN_BIN = 1e-2
@@ -154,22 +154,6 @@ def _apply(spline: Spline, position: Tensor, *, inverse: bool) -> tuple[Tensor, 
     return _SplineMap.apply(spline.parameters, position, spline, inverse)
 
 
-class _Asked:
-    """What the gradients that are being computed are for."""
-
-    parameters = True
-
-
-@contextmanager
-def positions_alone() -> Iterator[None]:
-    """Compute no gradients of a spline's parameters: autograd tells what could be asked for, and not what is."""
-    _Asked.parameters = False
-    try:
-        yield
-    finally:
-        _Asked.parameters = True
-
-
 class _SplineMap(torch.autograd.Function):
     """`(parameters, position) -> (image, log slope)` of the map or of its inverse, with gradients written out."""
 
@@ -188,7 +172,7 @@ class _SplineMap(torch.autograd.Function):
         parameters, position, *saved = ctx.saved_tensors
         if torch.is_grad_enabled():
             return *_recorded(parameters, position, image, log_slope, *ctx.map), None, None
-        back = ctx.run(_back if _Asked.parameters else _back_to_position)
+        back = ctx.run(_back if Asked.parameters else _back_to_position)
         return *back(parameters, saved, image, log_slope, *ctx.map), None, None
 
 

@@ -12,10 +12,11 @@ from latticeflow.config import ConfigError
 from latticeflow.config.loading import parse_config
 from latticeflow.flows import ElementwiseAffine, Sequential, compile_couplings, coupling_flow, gauge_flow, linear_flow
 from latticeflow.flows import networks as module
+from latticeflow.flows.asked import without
 from latticeflow.flows.bijection import Bijection
 from latticeflow.flows.compiling import compiler
 from latticeflow.flows.masks import StripeMask
-from latticeflow.flows.networks import CellConvolution, inputs_alone
+from latticeflow.flows.networks import CellConvolution
 from latticeflow.flows.spline import (
     circular_spline,
     spline_forward,
@@ -116,7 +117,7 @@ def test_a_convolution_keeps_its_input_and_not_the_windows():
 def test_gradients_of_inputs_alone():
     layer = CellConvolution(2, 3, StripeMask((4, 4), 0, 0).neighbours(3))
     x = torch.randn(2, 4, 2, requires_grad=True)
-    with inputs_alone():
+    with without("weights"):
         (alone,) = torch.autograd.grad(layer(x).sum(), x)
     of_x, of_weight = torch.autograd.grad(layer(x).sum(), (x, layer.linear.weight))
     assert torch.equal(alone, of_x)
