@@ -18,6 +18,12 @@ def wrap(angle: Tensor) -> Tensor:
     return math.pi - torch.remainder(math.pi - angle, 2 * math.pi)
 
 
+def links_gradient(of_plaquettes: Tensor) -> Tensor:
+    """Return the derivative by the links, given that by their plaquettes: the transpose of `plaquette`."""
+    behind = [shift(of_plaquettes, mu, -1) for mu in (0, 1)]
+    return torch.stack([of_plaquettes - behind[1], behind[0] - of_plaquettes], dim=-3)
+
+
 def plaquette(links: Tensor) -> Tensor:
     """Return the unwrapped plaquette angle `P(x) = theta_0(x) + theta_1(x+0) - theta_0(x+1) - theta_1(x)`.
 
@@ -56,6 +62,11 @@ def sawtooth(cosine: Tensor, sine: Tensor) -> Tensor:
     Its first two Fourier terms with Lanczos factors: slope 0.83 at 0, going smoothly through 0 at pi.
     """
     return sine * (SAWTOOTH[0] + 2 * SAWTOOTH[1] * cosine)
+
+
+def sawtooth_slope(cosine: Tensor, sine: Tensor) -> Tensor:
+    """Return the derivative of `sawtooth` by the angle."""
+    return SAWTOOTH[0] * cosine + 2 * SAWTOOTH[1] * (cosine * cosine - sine * sine)
 
 
 def smooth_charge(links: Tensor) -> Tensor:

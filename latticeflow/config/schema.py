@@ -125,8 +125,8 @@ class TrainingSettings(Settings):
     )
     compile: bool = Field(
         False,
-        description="compile what is not a product of matrices in gauge couplings and in splines with torch.compile, "
-        "which takes a minute and a C++ compiler (on a GPU Triton)",
+        description="compile splines and the sweeps of gauge couplings with torch.compile, which takes a minute or two "
+        "and a C++ compiler (on a GPU Triton)",
     )
     start_from: str | None = Field(
         None,

@@ -12,13 +12,14 @@ from latticeflow.flows.gauge import PlaquetteCoupling
 from latticeflow.flows.spline import compiled
 
 VERSIONS = 64
+STEPS = ("_seen", "_sweep")
+"""What gauge couplings see of the links, and all that they do where their derivatives are written out."""
 
 
 def compile_couplings(model: nn.Module) -> None:
-    """Compile, at their first use, the splines of all couplings in a model and what gauge couplings see of the links.
+    """Compile, at their first use, the splines of all couplings in a model and the `STEPS` of gauge couplings.
 
-    The products of matrices between them stay as they are; results change by rounding alone. Raises ValueError for a
-    model without anything to compile.
+    Results change by rounding alone. Raises ValueError for a model without anything to compile.
     """
     gauge = [module for module in model.modules() if isinstance(module, PlaquetteCoupling)]
     maps = [module for module in model.modules() if isinstance(module, SplineMap)]
@@ -29,7 +30,8 @@ def compile_couplings(model: nn.Module) -> None:
     for module in (*gauge, *maps):
         module.compiled = True
     for coupling in gauge:
-        coupling._seen = MethodType(compiled(type(coupling)._seen), coupling)
+        for name in STEPS:
+            setattr(coupling, name, MethodType(compiled(getattr(type(coupling), name)), coupling))
 
 
 def compiler() -> str | None:

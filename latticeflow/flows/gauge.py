@@ -16,18 +16,19 @@ from latticeflow.flows.asked import without
 from latticeflow.flows.bijection import Bijection, Move, Mover, Sequential
 from latticeflow.flows.holonomy import HolonomyCoupling
 from latticeflow.flows.masks import CYCLE, StripeMask, stripe_cycle
-from latticeflow.flows.networks import Conditioner
+from latticeflow.flows.networks import Conditioner, Postponed
 from latticeflow.flows.spline import (
     Spline,
     circular_spline,
     spline_forward,
+    spline_forward_held,
     spline_inverse,
     tailed_forward,
     tailed_inverse,
     tailed_spline,
 )
 from latticeflow.lattice import Shape, check_integer
-from latticeflow.u1 import plaquette, polyakov_loop, sawtooth, wrap
+from latticeflow.u1 import links_gradient, plaquette, polyakov_loop, sawtooth, sawtooth_slope, wrap
 
 FEATURES, CONTEXTS, POLYAKOV = 8, 2, 4
 BINS = 6
@@ -68,6 +69,7 @@ class PlaquetteCoupling(Mover):
         self.register_buffer("sign", torch.tensor(1.0 if mask.mu == 0 else -1.0), persistent=False)
         self.register_buffer("active_links", mask.active_links(), persistent=False)
         self.register_buffer("columns", torch.stack([mask.sites(c) for c in range(-1, 3)]).flatten(), persistent=False)
+        self.register_buffer("column_of", self.columns.argsort(), persistent=False)
         if conditioner not in ("global", "local"):
             raise ValueError(f"conditioner must be 'global' or 'local', got {conditioner!r}")
         if conditioner == "global":
@@ -113,6 +115,53 @@ class PlaquetteCoupling(Mover):
         z, log_slope, *_ = self._apply_map(x, self._inverse_map)
         return z, log_slope.sum(-1)
 
+    def carry_score(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        if torch.is_grad_enabled() or not self.written:
+            return super().carry_score(z, score)
+        x, log_slope, carried, seen = self._sweep(z, score)
+        if Postponed.current is not None:
+            self.network.postpone(*seen)
+        return x, log_slope.sum(1), carried
+
+    @property
+    def written(self) -> bool:
+        """Whether its derivatives are written out, so that a score is carried without autograd."""
+        return not self.polyakov
+
+    def _sweep(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
+        """Do as `Mover.carry_score`, with the derivatives of what it says written out.
+
+        Return the field, the logarithmic slopes, the score, and all that the network saw and the derivatives by that.
+        """
+        active, _, features, context = self._seen(z)
+        outputs = self.network.outputs(features, context)
+        spline = circular_spline(outputs[-1][..., 1:])
+        new, log_slope, own_slope, pull = spline_forward_held(spline, active)
+        x = self._moved(z, self.sign * (new + outputs[-1][..., 0] - active))
+        flat = score.flatten(1)
+        moved = (flat.index_select(1, self.active_links) - self.sign * own_slope) * torch.exp(-log_slope)
+        of_new = self.sign * moved
+        of_spline, of_angle = pull(of_new, torch.ones_like(of_new))
+        of_last = torch.cat([of_new[..., None], of_spline], dim=-1)
+        of_outputs, of_features, of_context = self.network.pull(features, outputs, of_last)
+        of_links = self._seen_gradient(features, context, of_angle - of_new, of_features, of_context)
+        carried = (flat - of_links.flatten(1)).index_copy(1, self.active_links, moved)
+        return x, log_slope, carried.reshape(score.shape), (features, context, outputs, of_outputs)
+
+    def _seen_gradient(
+        self, features: Tensor, context: Tensor, of_active: Tensor, of_features: Tensor, of_context: Tensor
+    ) -> Tensor:
+        """Return the derivative by the links, given those by the active plaquettes and by what the network sees."""
+        (cosine, sine), (of_cosine, of_sine) = features.chunk(2, dim=-1), of_features.chunk(2, dim=-1)
+        charge, of_charge = context[:, :1], of_context[:, :1] + 2 * context[:, :1] * of_context[:, 1:]
+        of_charge = of_charge * (1 - charge**2) ** 1.5 / (2 * math.pi)  # of the charge before it was bounded
+        of_loops = torch.addcmul(cosine * of_sine, sine, of_cosine, value=-1)
+        by_charge = of_charge[..., None] * sawtooth_slope(cosine[..., :3], sine[..., :3])
+        both, first, second = (of_loops[..., :3] + by_charge).unbind(-1)
+        two = of_loops[..., 3]
+        of_columns = torch.stack([both, both + of_active, first + two, second + two], dim=1).flatten(1)
+        return links_gradient(of_columns.index_select(1, self.column_of).reshape(-1, *self.mask.shape))
+
     def move(self, z: Tensor) -> tuple[Tensor, Move]:
         x, log_slope, change, ends = self._apply_map(z, self._map)
         with without("parameters"):
@@ -140,8 +189,10 @@ class PlaquetteCoupling(Mover):
         mapped = active.view_as(active), passive.view_as(passive)  # apart from what the network saw of them
         new, log_slope = plaquette_map(parameters, *mapped)
         change = self.sign * (new - mapped[0])
-        moved = links.flatten(1).index_add(1, self.active_links, change)
-        return wrap(moved).reshape(links.shape), log_slope, change, mapped
+        return self._moved(links, change), log_slope, change, mapped
+
+    def _moved(self, links: Tensor, change: Tensor) -> Tensor:
+        return wrap(links.flatten(1).index_add(1, self.active_links, change)).reshape(links.shape)
 
     def _conditioned(self, links: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the active and the passive plaquettes and what the frozen loops say about their map."""
@@ -181,6 +232,8 @@ class SectorCoupling(PlaquetteCoupling):
     a shift have. No trajectory of the weights takes a configuration across the boundary of a sector, so pathwise
     gradients are right although the action may jump there.
     """
+
+    written = False
 
     @staticmethod
     def parameters_of(bins: int) -> int:

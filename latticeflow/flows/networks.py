@@ -67,6 +67,11 @@ class Postponed:
         return {weight: sum(terms[1:], terms[0]) for weight, terms in found.items()}
 
 
+def _collecting() -> bool:
+    """Return whether products are to wait for what autograd makes of their output."""
+    return Postponed.current is not None and torch.is_grad_enabled()
+
+
 class CellConvolution(nn.Module):
     """A periodic convolution over mask cells, written as a gather of neighbours and one matrix product.
 
@@ -87,11 +92,17 @@ class CellConvolution(nn.Module):
             return _product(self.linear, x)
         if self.readers is None:
             return _product(self.linear, _gather(x, self.neighbours, self.cells))
-        if Postponed.current is None:
+        if not _collecting():
             return self._windows_product(x, self.linear.weight, self.linear.bias)
         output = self._windows_product(x, self.linear.weight.detach(), self.linear.bias.detach())
         Postponed.current.wait(self.linear, x, self.neighbours, output)
         return output
+
+    def pull(self, of_output: Tensor, channels: int) -> Tensor:
+        """Return the derivative by what came in, of so many channels, given that by what went out."""
+        if self.window == 1:
+            return of_output @ self.linear.weight
+        return _gradient_of_input(self.linear.weight, channels, self.readers, of_output)
 
     def _windows_product(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return _WindowProduct.apply(x, weight, bias, self.neighbours, self.readers)
@@ -114,7 +125,7 @@ class CellConvolution(nn.Module):
 
 
 def _product(linear: nn.Linear, x: Tensor) -> Tensor:
-    if Postponed.current is None:
+    if not _collecting():
         return linear(x)
     output = nn.functional.linear(x, linear.weight.detach(), None if linear.bias is None else linear.bias.detach())
     Postponed.current.wait(linear, x, None, output)
@@ -159,7 +170,7 @@ class _WindowProduct(torch.autograd.Function):
             return _recorded_gradient(x, weight, neighbours, of_output)
         of_x = of_weight = of_bias = None
         if ctx.needs_input_grad[0]:
-            of_x = _gradient_of_input(x, weight, readers, of_output)
+            of_x = _gradient_of_input(weight, x.shape[2], readers, of_output)
         if ctx.needs_input_grad[1] and Asked.weights:
             of_weight, of_bias = _gradient_of_weight(x, neighbours, of_output), of_output.sum((0, 1))
         return of_x, of_weight, of_bias, None, None
@@ -168,7 +179,8 @@ class _WindowProduct(torch.autograd.Function):
 def _windows(x: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield some configurations and their windows, `(some * cells, window * channels)`, all in the same memory."""
     batch, cells, channels = x.shape
-    pieces = 1 if x.is_cuda else min(batch, -(-batch * len(table) * channels // IN_CACHE))
+    at_once = x.is_cuda or torch.compiler.is_compiling()
+    pieces = 1 if at_once else min(batch, -(-batch * len(table) * channels // IN_CACHE))
     size = max(1, -(-batch // max(1, pieces)))  # all of about one size
     memory = x.new_empty(size, len(table), channels)
     for first in range(0, batch, size):
@@ -188,19 +200,19 @@ def _gradient_of_weight(x: Tensor, table: Tensor | None, of_output: Tensor) -> T
     return of_weight
 
 
-def _gradient_of_input(x: Tensor, weight: Tensor, readers: Tensor, of_output: Tensor) -> Tensor:
+def _gradient_of_input(weight: Tensor, channels: int, readers: Tensor, of_output: Tensor) -> Tensor:
     """Gather the gradient of the output, or what W makes of it where that is smaller."""
-    _, cells, channels = x.shape
-    window, outputs = len(readers) // cells, len(weight)
+    batch, cells, outputs = of_output.shape
+    window = len(readers) // cells
     if outputs <= 2 * channels:
         transposed = weight.view(outputs, window, channels).transpose(0, 1).reshape(-1, channels)
-        of_x = torch.empty_like(x)
+        of_x = of_output.new_empty(batch, cells, channels)
         for some, windows in _windows(of_output, readers):
             torch.mm(windows, transposed, out=of_x[some].flatten(0, 1))
         return of_x
     places = readers * window + torch.arange(window, device=readers.device).repeat(cells)
-    of_windows = (of_output @ weight).view(len(x), cells * window, channels)
-    return of_windows.index_select(1, places).view(len(x), cells, window, channels).sum(2)
+    of_windows = (of_output @ weight).view(batch, cells * window, channels)
+    return of_windows.index_select(1, places).view(batch, cells, window, channels).sum(2)
 
 
 def _recorded_gradient(x: Tensor, weight: Tensor, table: Tensor, of_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -232,12 +244,32 @@ class Conditioner(nn.Module):
                 self.context.weight.zero_()
 
     def forward(self, cells: Tensor, context: Tensor | None = None) -> Tensor:
+        return self.outputs(cells, context)[-1]
+
+    def outputs(self, cells: Tensor, context: Tensor | None = None) -> list[Tensor]:
+        """Return what comes out of every layer."""
         x = self.layers[0](cells)
-        if self.context is not None:
-            x = x + _product(self.context, context)[:, None]
+        found = [x if self.context is None else x + _product(self.context, context)[:, None]]
         for layer in self.layers[1:]:
-            x = layer(nn.functional.silu(x))
-        return x
+            found.append(layer(nn.functional.silu(found[-1])))
+        return found
+
+    def pull(self, cells: Tensor, outputs: list[Tensor], of_last: Tensor) -> tuple[list[Tensor], Tensor, Tensor | None]:
+        """Return the derivatives by every layer's output, by the cells and by the context, given that by the last."""
+        found = [of_last]
+        for layer, before in zip(self.layers[:0:-1], outputs[-2::-1], strict=True):
+            found.append(torch.ops.aten.silu_backward(layer.pull(found[-1], before.shape[2]), before))
+        of_context = None if self.context is None else found[-1].sum(1) @ self.context.weight
+        return found[::-1], self.layers[0].pull(found[-1], cells.shape[2]), of_context
+
+    def postpone(self, cells: Tensor, context: Tensor | None, outputs: list[Tensor], of_outputs: list[Tensor]) -> None:
+        """Leave the gradients of the weights to what collects them."""
+        waiting = Postponed.current.met
+        inputs = [cells, *map(nn.functional.silu, outputs[:-1])]
+        for layer, x, of_output in zip(self.layers, inputs, of_outputs, strict=True):
+            waiting.append(_Met(layer.linear, x, layer.neighbours if layer.window > 1 else None, of_output))
+        if self.context is not None:
+            waiting.append(_Met(self.context, context, None, of_outputs[0].sum(1)))
 
 
 class SiteConditioner(nn.Module):

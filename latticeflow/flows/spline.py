@@ -28,6 +28,7 @@ from latticeflow.u1 import wrap
 MIN_BIN = 1e-2
 MIN_DERIVATIVE = 1e-3
 LOGIT_BOUND = 6.0
+Pull = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 UNIT_SLOPE = math.log(math.expm1(1 - MIN_DERIVATIVE))
 
 
@@ -87,6 +88,18 @@ def tailed_spline(parameters: Tensor, bound: float, *, compiled: bool = False) -
 def spline_forward(spline: Spline, angle: Tensor) -> tuple[Tensor, Tensor]:
     """Return `y(angle)` and `log dy/dx` elementwise; `angle` has the spline's leading shape."""
     return _apply(spline, wrap(angle), inverse=False)
+
+
+def spline_forward_held(spline: Spline, angle: Tensor) -> tuple[Tensor, Tensor, Tensor, Pull]:
+    """Return the same, how `log dy/dx` changes with the angle, and what gradients of y and of it make of both inputs.
+
+    `pull(of_y, of_log_slope) -> (of_parameters, of_angle)`. For sweeps without autograd.
+    """
+    settings = spline.bound, spline.circular, False
+    y, log_slope, saved = _through(spline.parameters, wrap(angle), *settings)
+    one = torch.ones_like(y)
+    _, own_slope = _back_to_position(spline.parameters, saved, torch.zeros_like(y), one, *settings)
+    return y, log_slope, own_slope, lambda of_y, of_log: _back(spline.parameters, saved, of_y, of_log, *settings)
 
 
 def spline_inverse(spline: Spline, angle: Tensor) -> tuple[Tensor, Tensor]:

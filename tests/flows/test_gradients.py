@@ -40,6 +40,11 @@ SPLINES = {
 SMALL = {"hidden": [6], "bins": 3}
 FLOWS = {
     "gauge": ((2, 8, 4), lambda: gauge_flow((8, 4), layers=3, **SMALL)),
+    "gauge, no hidden layer": ((2, 4, 4), lambda: gauge_flow((4, 4), layers=3, hidden=[], bins=3)),
+    "gauge, dilated": (
+        (2, 8, 8),
+        lambda: gauge_flow((8, 8), layers=2, conditioner="local", dilations=[1, 2, 3], hidden=[5, 9], bins=3),
+    ),
     "gauge, local": ((2, 4, 8), lambda: gauge_flow((4, 8), layers=3, conditioner="local", **SMALL)),
     "gauge, charge kept": ((2, 4, 4), lambda: gauge_flow((4, 4), layers=3, keep_charge=True, **SMALL)),
     "gauge, holonomies": ((2, 4, 4), lambda: gauge_flow((4, 4), layers=2, polyakov=True, holonomy_pairs=1, **SMALL)),
@@ -139,6 +144,8 @@ def test_the_score_on_the_way_is_that_of_the_density(name):
     (expected,) = torch.autograd.grad((back * score).sum() + log_inverse.sum(), leaf)
     assert_close(carried, expected, rtol=1e-7, atol=1e-7)
     assert_close(Bijection.carry_score(flow, z, score)[2], expected, rtol=1e-9, atol=1e-9)
+    with torch.no_grad():  # where derivatives may be written out
+        assert_close(flow.carry_score(z, score), (x, log_det, carried), rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["gauge", "splines, odd", "mixed"])
@@ -248,6 +255,8 @@ def test_compiled_couplings_agree(name):
     assert_close(compiled(z), flow(z), rtol=1e-10, atol=1e-10)
     assert_close(compiled.inverse(z), flow.inverse(z), rtol=1e-10, atol=1e-10)
     assert_close(compiled.carry_score(z, score), flow.carry_score(z, score), rtol=1e-7, atol=1e-7)
+    with torch.no_grad():
+        assert_close(compiled.carry_score(z, score), flow.carry_score(z, score), rtol=1e-7, atol=1e-7)
     expected = gradients(flow(z)[1].sum(), flow)
     assert_close(gradients(compiled(z)[1].sum(), compiled), expected, rtol=1e-8, atol=1e-8)
     assert math.isfinite(float(compiled.float()(z.float())[1].sum()))
