@@ -129,7 +129,7 @@ class PlaquetteCoupling(Mover):
         return not self.polyakov
 
     def _sweep(self, z: Tensor, score: Tensor) -> tuple[Tensor, Tensor, Tensor, tuple[Any, ...]]:
-        """Do as `Mover.carry_score`, with the derivatives of what it says written out.
+        """Do what `Mover.carry_score` does, with derivatives that are written out.
 
         Return the field, the logarithmic slopes, the score, and all that the network saw and the derivatives by that.
         """
