@@ -29,8 +29,8 @@ def chiral_susceptibility_connected(links: Tensor, kappa: float) -> Tensor:
     r"""Return `-Re Tr M^-2 / V`, `(batch,)`, exactly and without a solver.
 
     With `W = log|det M|`, `Re Tr M^-2 = 2 V - 2 kappa dW/dkappa - kappa^2 d^2 W/dkappa^2`. It is the derivative of the
-    condensate in the mass term `m` of `M + m`; multiply by `(2 kappa)^2` for `D`. On wild links at large kappa blocks of
-    the reduction may be nearly singular, and digits are lost: 2e-8 was seen on random links at 0.4.
+    condensate in the mass term `m` of `M + m`; multiply by `(2 kappa)^2` for `D`. On wild links at large kappa blocks
+    of the reduction may be nearly singular, and digits are lost: an error of 2e-8 was seen on random links at 0.4.
     """
     if kappa == 0:  # M = 1, where automatic second derivatives of powers of kappa are not finite
         return torch.full_like(links[:, 0, 0, 0], -2.0)
