@@ -91,7 +91,7 @@ def spline_forward(spline: Spline, angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def spline_forward_held(spline: Spline, angle: Tensor) -> tuple[Tensor, Tensor, Tensor, Pull]:
-    """Return the same, how `log dy/dx` changes with the angle, and what gradients of y and of it make of both inputs.
+    """Return y, `log dy/dx`, how that changes with the angle, and what turns gradients of the two into those of inputs.
 
     `pull(of_y, of_log_slope) -> (of_parameters, of_angle)`. For sweeps without autograd.
     """

@@ -42,7 +42,7 @@ class FlowSampler(Sampler):
         """Return n draws and their log q, whose gradients are those of the density at these fields, held fixed.
 
         A flow of couplings finds them on its way, with no inverse pass: the score tells what a change of a layer would
-        do to the density, and its gradient waits for the weights of the draws (`latticeflow.flows.Mover`).
+        do to the density, and its gradient waits for the weights of the draws (`latticeflow.flows.bijection.Mover`).
         """
         x, log_q, _ = self._held_with_score(n, generator)
         return x, log_q
