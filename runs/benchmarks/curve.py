@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import worth
 
 from latticeflow.config import load_config
 from latticeflow.config.building import build_action, build_sampler, build_trainer
 from latticeflow.samplers import FlowSampler
-from latticeflow.stats import ess, ess_error, log_z
 from latticeflow.storage import provenance
 from latticeflow.streams import stream
 from latticeflow.training.trainer import StepRecord, Trainer
@@ -42,14 +42,7 @@ def weigh(sampler: FlowSampler, proposals: int) -> dict[str, float]:
         x, log_q = sampler.sample(256, generator)
         parts.append(-action(x) - log_q)
     log_weight = torch.cat(parts).numpy()
-    value, error = log_z(log_weight)
-    return {
-        "ess": ess(log_weight),
-        "ess_error": ess_error(log_weight),
-        "std_log_weight": float(log_weight.std()),
-        "log_z": value,
-        "log_z_error": error,
-    }
+    return worth(log_weight)
 
 
 def curve(times: int, options: argparse.Namespace, write: Callable[[list[dict[str, Any]]], None]) -> None:

@@ -18,12 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from rows import worth
 
 from latticeflow.actions import Action
 from latticeflow.config import load_config
 from latticeflow.config.building import build_action, build_sampler, build_trainer
 from latticeflow.samplers import FlowSampler
-from latticeflow.stats import ess, ess_error, log_z, pareto_k
 from latticeflow.storage import provenance
 from latticeflow.streams import stream
 
@@ -117,17 +117,11 @@ def measure(name: str, case: Case, options: argparse.Namespace) -> list[dict]:
 def row(name: str, sampler: FlowSampler, weighing: list[str], options: argparse.Namespace) -> dict:
     config = load_config(CONFIG, weighing)
     log_weight = weigh(sampler, build_action(config), options.proposals)
-    value, error = log_z(log_weight)
     return {
         "case": name,
         "weighing": weighing,
         "weighed": "action" if config.action.holonomies == (1, 1) else "orbits {}x{}".format(*config.action.holonomies),
-        "ess": ess(log_weight),
-        "ess_error": ess_error(log_weight),
-        "std_log_weight": float(log_weight.std()),
-        "log_z": value,
-        "log_z_error": error,
-        "pareto_k": pareto_k(log_weight),
+        **worth(log_weight),
     }
 
 

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rows import worth
 from torch import Tensor
 
 from latticeflow.config import Config, load_config
 from latticeflow.config.building import build_action, build_sampler, build_trainer
 from latticeflow.samplers import FlowSampler
-from latticeflow.stats import ess, ess_error, log_z
 from latticeflow.storage import provenance
 from latticeflow.streams import stream
 
@@ -40,14 +40,7 @@ def weighed(config: Config, sampler: FlowSampler, proposals: int, *, flow: bool 
             log_q = sampler.prior.log_prob(x)
         parts.append(-action(x.double()) - log_q)
     log_weight = torch.cat(parts).numpy()
-    value, error = log_z(log_weight)
-    return {
-        "ess": ess(log_weight),
-        "ess_error": ess_error(log_weight),
-        "std_log_weight": float(log_weight.std()),
-        "log_z": value,
-        "log_z_error": error,
-    }
+    return worth(log_weight)
 
 
 def trained(

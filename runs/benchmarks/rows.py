@@ -7,12 +7,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from latticeflow.stats import ess, ess_error, log_z, pareto_k
 from latticeflow.storage import atomic_write_text
 
 Row = dict[str, Any]
 Tables = dict[str, Any]
 """Rows by part of the benchmark, and what they were measured on."""
 RESULTS = Path(__file__).parent / "results"
+
+
+def worth(log_weight: NDArray[np.float64]) -> Row:
+    """Return what proposals with these log weights are worth: ESS/N, the spread of log w, log Z and Pareto k."""
+    value, error = log_z(log_weight)
+    return {
+        "ess": ess(log_weight),
+        "ess_error": ess_error(log_weight),
+        "std_log_weight": float(log_weight.std()),
+        "log_z": value,
+        "log_z_error": error,
+        "pareto_k": pareto_k(log_weight),
+    }
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import time
 from pathlib import Path
 
 import torch
+from rows import worth
 
 from latticeflow.config import load_config
 from latticeflow.config.building import build_action, build_sampler, build_trainer
 from latticeflow.flows import Sequential
 from latticeflow.samplers import FlowSampler, tune_quenched
-from latticeflow.stats import ess, ess_error, log_z, pareto_k
 from latticeflow.storage import provenance
 from latticeflow.streams import stream
 
@@ -81,18 +81,12 @@ def measure(name: str, overrides: list[str] | None, options: argparse.Namespace)
         sampler, steps = train_for(overrides, options.seconds)
     trained = time.process_time() - started
     log_weight = weigh(sampler, options.proposals).numpy()
-    value, error = log_z(log_weight)
     return {
         "case": name,
         "changes": overrides,
         "steps": steps,
         "cpu_seconds": trained,
-        "ess": ess(log_weight),
-        "ess_error": ess_error(log_weight),
-        "std_log_weight": float(log_weight.std()),
-        "log_z": value,
-        "log_z_error": error,
-        "pareto_k": pareto_k(log_weight),
+        **worth(log_weight),
     }
 
 

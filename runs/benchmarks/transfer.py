@@ -20,12 +20,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from rows import worth
 
 from latticeflow.config import Config, load_config
 from latticeflow.config.building import build_action, build_sampler, build_trainer
 from latticeflow.flows import Sequential, weights_for
 from latticeflow.samplers import FlowSampler
-from latticeflow.stats import ess, ess_error, log_z, pareto_k
+from latticeflow.stats import ess
 from latticeflow.storage import provenance
 from latticeflow.streams import stream
 from latticeflow.training.trainer import StepRecord, Trainer
@@ -79,17 +80,11 @@ def row(
 ) -> dict[str, Any]:
     """Return what the proposals of a sampler are worth."""
     log_weight, charge = propose(sampler, config, proposals, orbits=orbits)
-    value, error = log_z(log_weight)
     return {
         "case": case,
         "cpu_seconds": cost[0],
         "steps": cost[1],
-        "ess": ess(log_weight),
-        "ess_error": ess_error(log_weight),
-        "std_log_weight": float(log_weight.std()),
-        "log_z": value,
-        "log_z_error": error,
-        "pareto_k": pareto_k(log_weight),
+        **worth(log_weight),
         "sectors": sectors(charge, log_weight),
     }
 

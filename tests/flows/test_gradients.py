@@ -234,14 +234,22 @@ def test_computing_layers_again_keeps_their_inputs_alone():
 def test_nothing_to_compile():
     with pytest.raises(ValueError, match="no gauge couplings"):
         compile_couplings(linear_flow((4,), layers=1))
+    with pytest.raises(ValueError, match="no gauge couplings"):
+        compile_couplings(built("affine")[0])
     text = """
         lattice.shape = [4]
-        action = {kind = "scalar", m2 = 1.0, lam = 0.0}
-        sampler = {prior = {kind = "normal"}, flow = {kind = "linear"}}
-        training = {compile = true}
+        action = {{kind = "scalar", m2 = 1.0, lam = 0.0}}
+        sampler = {sampler}
+        training = {{compile = true}}
     """
-    with pytest.raises(ConfigError, match=r"training\.compile"):
-        parse_config(text, source="test")
+    for sampler in (
+        '{prior = {kind = "normal"}, flow = {kind = "linear"}}',
+        '{prior = {kind = "normal"}, flow = {kind = "coupling", transform = "affine"}}',
+        '{kind = "stabilised", transform = "affine"}',
+    ):
+        with pytest.raises(ConfigError, match=r"training\.compile"):
+            parse_config(text.format(sampler=sampler), source="test")
+    parse_config(text.format(sampler='{kind = "stabilised", transform = "spline"}'), source="test")
 
 
 @pytest.mark.long

@@ -9,6 +9,7 @@ from latticeflow.actions import Action, ScalarAction
 from latticeflow.flows import linear_flow
 from latticeflow.priors import Normal
 from latticeflow.samplers import EBFlowSampler, StabilisedSampler, mirrored
+from latticeflow.stats import ess, ess_error
 from latticeflow.training import (
     LikelihoodSettings,
     Trainer,
@@ -179,3 +180,16 @@ def test_scores_are_those_of_one_flow():
     sampler = mirrored(StabilisedSampler((4, 4), layers=2, hidden=(4,)))
     with pytest.raises(ValueError, match="scores are those of one flow, got a PiecewiseSampler"):
         Trainer(sampler, ScalarAction(-4.0, 8.0), make_estimator("explicit"), TrainingSettings())
+
+
+@pytest.mark.parametrize(("errors", "kept"), [(1.5, True), (2.5, False)])
+def test_weights_lose_only_to_a_window_that_is_higher_by_two_errors(errors, kept):
+    """The highest of many windows is high by luck as well."""
+    run = trainer(steps=4)
+    log_weight = torch.randn(64, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    run.recent[0].append(log_weight)
+    run.step, run.best_ess = 4, ess(log_weight) + errors * ess_error(log_weight)
+    before, highest = run.best_weights, run.best_ess
+    run._keep_best()
+    assert (run.best_weights is not before) == kept
+    assert run.best_ess == highest
